@@ -1,0 +1,3 @@
+//! The storage engine.
+pub mod error;
+pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,68 @@
+//! What bytes lie on: files, and the simulated device of the crash tests.
+
+mod file;
+#[cfg(feature = "sim")]
+pub mod sim;
+
+use std::fmt;
+
+use crate::Result;
+
+pub use file::FileDevice;
+
+/// Names the storage under a device: two devices with the same identity share their bytes, so that the same
+/// offset in both needs no comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DeviceId {
+    /// The file system or device number; for simulated devices the number of their world.
+    pub domain: u64,
+    /// The inode or its like.
+    pub object: u64,
+}
+
+/// What a run of a device is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceExtent {
+    /// Bytes from the offset that was asked about; at least 1.
+    pub length: u64,
+    /// False: a hole, which reads as zeroes and takes no space. True: it may hold anything.
+    pub data: bool,
+}
+
+/// A flat, growable array of bytes. All calls may come from many threads at once.
+pub trait Device: fmt::Debug + Send + Sync {
+    /// The identity of the storage, for physical sharing.
+    fn id(&self) -> DeviceId;
+
+    /// How messages name it: a path.
+    fn name(&self) -> String;
+
+    /// The length in bytes.
+    fn len(&self) -> Result<u64>;
+
+    /// Whether it has no bytes at all.
+    fn is_empty(&self) -> Result<bool> {
+        Ok(self.len()? == 0)
+    }
+
+    /// Fills `buffer` from `offset`. Never short: `ShortRead` if the device ends before.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;
+
+    /// Writes all of `buffer` at `offset`; grows the device if needed. Not durable before [`Device::flush`].
+    fn write_at(&self, offset: u64, buffer: &[u8]) -> Result<()>;
+
+    /// Makes the range read as zeroes, giving its space back where the storage can. Grows the device if needed.
+    fn write_zeroes(&self, offset: u64, length: u64) -> Result<()>;
+
+    /// Sets the length; new bytes read as zeroes.
+    fn set_len(&self, length: u64) -> Result<()>;
+
+    /// Reserves space for the range without changing what it reads as; what lies beyond the end reads as zeroes.
+    fn allocate(&self, offset: u64, length: u64) -> Result<()>;
+
+    /// Makes everything written before durable. After a failure every further flush fails with `Poisoned`.
+    fn flush(&self) -> Result<()>;
+
+    /// The first run at `offset`, at most `length` bytes long, which must not be 0 nor reach beyond the end.
+    fn extent(&self, offset: u64, length: u64) -> Result<DeviceExtent>;
+}
