@@ -1,0 +1,1 @@
+//! localfs-1.0: under construction.
