@@ -331,11 +331,7 @@ pub(crate) fn connect(
 }
 
 /// Makes an empty repository.
-pub(crate) fn format(
-    format: &str,
-    parameters: &Map<String, Value>,
-    options: &FormatOptions,
-) -> Result<()> {
+pub(crate) fn format(format: &str, parameters: &Map<String, Value>, options: &FormatOptions) -> Result<()> {
     match known(format)? {
         Known::LocalFs => localfs::format(parameters, options),
     }
@@ -348,9 +344,9 @@ enum Known {
 /// `name-major.minor`; an older minor of a known major is read by the newer code.
 fn known(format: &str) -> Result<Known> {
     let (name, version) = format.rsplit_once('-').unwrap_or((format, ""));
-    let version = version.split_once('.').and_then(|(major, minor)| {
-        Some((major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?))
-    });
+    let version = version
+        .split_once('.')
+        .and_then(|(major, minor)| Some((major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?)));
     let Some(version) = version else {
         let message = format!("repository format {format:?} is not of the form name-major.minor");
         return Err(Error::new(ErrorKind::InvalidParameter, message).with("parameter", "repoFormat"));
@@ -358,11 +354,13 @@ fn known(format: &str) -> Result<Known> {
     match (name, version) {
         ("localfs", (1, 0)) => Ok(Known::LocalFs),
         ("localfs", _) => {
-            let message = format!("repository format {format:?} is newer than this release, which knows localfs-1.0");
+            let message =
+                format!("repository format {format:?} is newer than this release, which knows localfs-1.0");
             Err(Error::new(ErrorKind::VersionTooNew, message))
         }
         _ => {
-            let message = format!("no driver for repository format {format:?}; this release knows localfs-1.0");
+            let message =
+                format!("no driver for repository format {format:?}; this release knows localfs-1.0");
             Err(Error::new(ErrorKind::FormatUnsupported, message))
         }
     }
