@@ -1,0 +1,243 @@
+//! Locks are byte ranges of files that are never replaced, taken for the open file: they go with the last
+//! descriptor, whatever became of the process.
+
+use std::fs::File;
+use std::path::Path;
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+use vdsmstore_io::sys::{LockMode, ofd_try_lock, ofd_unlock, ofd_would_block};
+
+use super::layout::{Dir, MAX_RECORD, failed, wrong};
+use super::tree::Tree;
+use crate::id::{ImageId, Incarnation};
+use crate::repository::{Access, Guard, HostIdentity, HostRecord, Liveness, QemuUse, shard_of};
+use crate::{Error, ErrorKind, Result};
+
+/// The volume's lock, far beyond what QEMU looks at.
+const VOLUME_BYTE: u64 = 1 << 62;
+/// Held with the former by who also holds QEMU's bytes, so that these are not taken for QEMU's own.
+const WRITER_BYTE: u64 = VOLUME_BYTE + 1;
+/// Of a host record.
+const HOST_BYTE: u64 = 0;
+
+// QEMU's bytes: 100 + n: "I use n"; 200 + n: "I do not share n" (read locks; see block/file-posix.c and docs/formats).
+const QEMU_USES_READ: u64 = 100;
+const QEMU_USES_WRITE: u64 = 101;
+const QEMU_USES_RESIZE: u64 = 103;
+const QEMU_KEEPS_READ: u64 = 200;
+const QEMU_KEEPS_WRITE: u64 = 201;
+const QEMU_KEEPS_RESIZE: u64 = 203;
+
+/// What may hold a record from the outside: the descriptor of a locked byte.
+#[derive(Debug)]
+pub(super) struct ByteLock {
+    file: File,
+    byte: u64,
+}
+
+impl Guard for ByteLock {}
+
+impl Drop for ByteLock {
+    fn drop(&mut self) {
+        // Before closing: a child that is being started at this moment may still have the descriptor.
+        let _ = ofd_unlock(&self.file, self.byte, 1);
+    }
+}
+
+/// The content of `hosts/<incarnation>`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Registration {
+    host_id: String,
+    boot_id: String,
+    #[serde(default)]
+    release: String,
+    #[serde(default)]
+    features: Vec<String>,
+}
+
+/// The image's byte in the lock file of its shard.
+fn image_byte(id: Uuid) -> u64 {
+    id.as_bytes()[11..].iter().fold(0, |byte, &next| byte << 8 | u64::from(next))
+}
+
+impl Tree {
+    pub(super) fn lock_image(&self, image: ImageId) -> Result<Option<ByteLock>> {
+        let name = format!("{:03x}", shard_of(image.0));
+        let path = self.locks.path.join(&name);
+        let (mode, flags) = (self.ownership.file_mode(), OFlags::RDWR);
+        let file = match self.locks.open_file(&name, flags, mode) {
+            Ok(file) => file,
+            // Not durable, as no lock is. On a full file system it may be needed to remove something.
+            Err(Errno::NOENT) => self.with_reserve(|| match self.create(&self.locks, &name) {
+                Ok((file, _)) => Ok(file),
+                Err(error) => match self.locks.open_file(&name, flags, mode) {
+                    Ok(file) => Ok(file),
+                    Err(_) => Err(error),
+                },
+            })?,
+            Err(Errno::LOOP) => return Err(wrong(ErrorKind::CorruptRecord, &path, "is a symbolic link")),
+            Err(e) => return Err(failed("cannot open", path, e)),
+        };
+        let byte = image_byte(image.0);
+        let locked =
+            ofd_try_lock(&file, byte, 1, LockMode::Exclusive).map_err(|e| failed("cannot lock", path, e))?;
+        Ok(locked.then_some(ByteLock { file, byte }))
+    }
+
+    /// Announces this store. The record has its lock before it has its name.
+    pub(super) fn register(&self, host: &HostIdentity) -> Result<ByteLock> {
+        let record = Registration {
+            host_id: host.host_id.clone(),
+            boot_id: host.boot_id.clone(),
+            release: env!("CARGO_PKG_VERSION").to_owned(),
+            features: Vec::new(),
+        };
+        let bytes = serde_json::to_vec(&record).map_err(|e| {
+            wrong(ErrorKind::Internal, &self.hosts.path, "a host record cannot be written").because(e)
+        })?;
+        self.with_reserve(|| {
+            let temporary = self.written(&self.hosts, &bytes)?;
+            let file =
+                temporary.file.try_clone().map_err(|e| failed("cannot open again", &self.hosts.path, e))?;
+            if !ofd_try_lock(&file, HOST_BYTE, 1, LockMode::Exclusive)
+                .map_err(|e| failed("cannot lock in", &self.hosts.path, e))?
+            {
+                return Err(wrong(ErrorKind::CannotLock, &self.hosts.path, "the new host record is locked"));
+            }
+            temporary.rename(&host.incarnation.to_string())?;
+            self.hosts.sync()?;
+            Ok(ByteLock { file, byte: HOST_BYTE })
+        })
+    }
+
+    fn registration(&self, incarnation: Incarnation) -> Result<Option<Registration>> {
+        let name = incarnation.to_string();
+        let Some(bytes) = self.hosts.read(&name, MAX_RECORD)? else { return Ok(None) };
+        serde_json::from_slice(&bytes).map(Some).map_err(|e| {
+            let why = format!("the host record cannot be understood: {e}");
+            wrong(ErrorKind::CorruptRecord, &self.hosts.path.join(name), &why).because(e)
+        })
+    }
+
+    pub(super) fn host_record(&self, incarnation: Incarnation) -> Result<Option<HostRecord>> {
+        let record = self.registration(incarnation)?;
+        Ok(record.map(|record| HostRecord { host_id: record.host_id, boot_id: record.boot_id }))
+    }
+
+    pub(super) fn liveness(&self, incarnation: Incarnation) -> Result<Liveness> {
+        if incarnation == self.incarnation {
+            return Ok(Liveness::Alive);
+        }
+        let name = incarnation.to_string();
+        let path = self.hosts.path.join(&name);
+        let file = match self.hosts.open_file(&name, OFlags::RDONLY, rustix::fs::Mode::empty()) {
+            Ok(file) => file,
+            Err(Errno::NOENT) => return Ok(Liveness::CertainlyDead),
+            Err(e) => return Err(failed("cannot open", path, e)),
+        };
+        match ofd_would_block(&file, HOST_BYTE, 1, LockMode::Exclusive) {
+            Ok(false) => Ok(Liveness::CertainlyDead),
+            // The file system is local: who ran under another boot is gone, whoever may hold that byte.
+            Ok(true) => match self.registration(incarnation) {
+                Ok(Some(record)) if record.boot_id == self.boot_id => Ok(Liveness::Alive),
+                Ok(_) => Ok(Liveness::CertainlyDead),
+                Err(_) => Ok(Liveness::Alive),
+            },
+            Err(e) => Err(failed("cannot ask for the lock", path, e)),
+        }
+    }
+}
+
+/// Takes what `access` asks for, all at once, through the descriptor that will do the I/O.
+pub(super) fn lock_volume(file: &File, access: Access, path: &Path) -> Result<()> {
+    let take = |byte, length, mode| {
+        ofd_try_lock(file, byte, length, mode).map_err(|e| failed("cannot lock", path, e))
+    };
+    let foreign = |byte| {
+        ofd_would_block(file, byte, 1, LockMode::Exclusive)
+            .map_err(|e| failed("cannot ask for the lock", path, e))
+    };
+    let free = match access {
+        Access::Read | Access::ReadStill => take(VOLUME_BYTE, 1, LockMode::Shared)?,
+        Access::Lease => take(VOLUME_BYTE, 1, LockMode::Exclusive)?,
+        Access::Write => take(VOLUME_BYTE, 2, LockMode::Exclusive)?,
+    };
+    if !free {
+        return Err(in_use(path, "somebody else works with it"));
+    }
+    let (ours, theirs): (&[u64], &[u64]) = match access {
+        Access::Read | Access::Lease => (&[], &[]),
+        Access::ReadStill => (&[QEMU_KEEPS_WRITE, QEMU_KEEPS_RESIZE], &[QEMU_USES_WRITE, QEMU_USES_RESIZE]),
+        Access::Write => (
+            &[QEMU_USES_READ, QEMU_USES_WRITE, QEMU_USES_RESIZE, QEMU_KEEPS_WRITE, QEMU_KEEPS_RESIZE],
+            &[QEMU_KEEPS_READ, QEMU_KEEPS_WRITE, QEMU_KEEPS_RESIZE, QEMU_USES_WRITE, QEMU_USES_RESIZE],
+        ),
+    };
+    // Lock first, then look: a QEMU that starts meanwhile does the same, so one of the two sees the other.
+    for &byte in ours {
+        if !take(byte, 1, LockMode::Shared)? {
+            return Err(in_use(path, "a QEMU process has it open"));
+        }
+    }
+    for &byte in theirs {
+        if foreign(byte)? {
+            return Err(in_use(path, "a QEMU process has it open"));
+        }
+    }
+    Ok(())
+}
+
+fn in_use(path: &Path, why: &str) -> Error {
+    wrong(ErrorKind::ImageInUse, path, why)
+}
+
+/// What QEMU processes do with the file.
+pub(super) fn qemu_use(file: &File, path: &Path) -> Result<QemuUse> {
+    let foreign = |byte, mode| {
+        ofd_would_block(file, byte, 1, mode).map_err(|e| failed("cannot ask for the lock", path, e))
+    };
+    // Those of a job of ours that made sure that no QEMU process is there.
+    if foreign(WRITER_BYTE, LockMode::Shared)? {
+        return Ok(QemuUse::default());
+    }
+    let writing =
+        foreign(QEMU_USES_WRITE, LockMode::Exclusive)? || foreign(QEMU_USES_RESIZE, LockMode::Exclusive)?;
+    Ok(QemuUse { writing, open: writing || foreign(QEMU_USES_READ, LockMode::Exclusive)? })
+}
+
+/// Refuses file systems of several hosts: proofs of death would prove nothing there.
+pub(super) fn require_local(root: &Dir) -> Result<()> {
+    // include/uapi/linux/magic.h and the file systems' own headers.
+    const NETWORK: [(u64, &str); 9] = [
+        (0x6969, "NFS"),
+        (0xff53_4d42, "CIFS"),
+        (0xfe53_4d42, "SMB"),
+        (0x517b, "SMB"),
+        (0x00c3_6400, "CephFS"),
+        (0x0102_1997, "9p"),
+        (0x0116_1970, "GFS2"),
+        (0x7461_636f, "OCFS2"),
+        (0x0bd0_0bd0, "Lustre"),
+    ];
+    let kind = file_system(root)?;
+    match NETWORK.iter().find(|(magic, _)| *magic == kind) {
+        Some((_, name)) => {
+            let why =
+                format!("is on {name}, which other hosts may use; localfs-1.0 needs a local file system");
+            Err(wrong(ErrorKind::UnsupportedOperation, &root.path, &why))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The number of the file system's kind.
+pub(super) fn file_system(root: &Dir) -> Result<u64> {
+    let stat =
+        rustix::fs::fstatfs(root).map_err(|e| failed("cannot stat the file system of", &root.path, e))?;
+    // 32 bits, which some kernels sign-extend.
+    Ok(stat.f_type.cast_unsigned() & 0xffff_ffff)
+}

@@ -1,0 +1,183 @@
+//! Records: files named by their generation, made with `link`, which is the compare-and-set.
+
+use rustix::fs::AtFlags;
+use rustix::io::Errno;
+use serde::Deserialize;
+use uuid::Uuid;
+
+use super::layout::{Dir, MAX_RECORD, Room, TRIES, failed, file_id, parse_record, record_name, wrong};
+use super::tree::{Temporary, Tree};
+use crate::repository::{Generation, Put, Read, RecordKey, RecordKind, Versioned, shard_of};
+use crate::{Error, ErrorKind, Result};
+
+/// The two fields that this layer looks at.
+#[derive(Debug, Default, Deserialize)]
+struct Sketch {
+    #[serde(default)]
+    tombstone: bool,
+    #[serde(default)]
+    state: String,
+}
+
+impl Sketch {
+    /// Of what cannot be understood: the content of a record is the business of who reads it.
+    fn of(bytes: &[u8]) -> Self {
+        serde_json::from_slice(bytes).unwrap_or_default()
+    }
+
+    /// Whether such a record is on its way out, so that writing it must succeed on a full file system.
+    fn leaving(&self) -> bool {
+        self.tombstone || matches!(self.state.as_str(), "removed" | "doomed")
+    }
+}
+
+fn place(key: RecordKey) -> (Room, Uuid) {
+    match key {
+        RecordKey::Image(id) => (Room::Images, id.0),
+        RecordKey::Volume(id) => (Room::Volumes, id.0),
+    }
+}
+
+/// The generations of one record in a listing, unordered.
+fn generations(names: &[String], id: Uuid) -> impl Iterator<Item = Generation> {
+    names.iter().filter_map(|name| parse_record(name)).filter(move |&(other, _)| other == id).map(|(_, g)| g)
+}
+
+/// What a record must be for a put to happen.
+#[derive(Clone, Copy, Debug)]
+enum Expect {
+    /// Its highest generation is this one.
+    Generation(Generation),
+    /// There is none, or it was deleted.
+    Nothing,
+}
+
+impl Tree {
+    pub(super) fn get_record(&self, key: RecordKey, read: Read) -> Result<Option<Versioned>> {
+        let (room, id) = place(key);
+        let Some(shard) = self.shard(room, shard_of(id))? else { return Ok(None) };
+        let Some((generation, bytes)) = newest(&shard, id)? else { return Ok(None) };
+        if read == Read::Fresh {
+            // Its writer may not have come to this yet.
+            match shard.sync() {
+                Err(error) if error.kind() != ErrorKind::ReadOnlyRepository => return Err(error),
+                _ => {}
+            }
+        }
+        Ok((!Sketch::of(&bytes).tombstone).then_some(Versioned { bytes, generation }))
+    }
+
+    pub(super) fn put_record(&self, key: RecordKey, expect: Option<Generation>, bytes: &[u8]) -> Result<Put> {
+        if bytes.len() as u64 > MAX_RECORD {
+            let message = format!("a record of {} bytes is longer than {MAX_RECORD}", bytes.len());
+            return Err(Error::new(ErrorKind::Internal, message));
+        }
+        let expect = expect.map_or(Expect::Nothing, Expect::Generation);
+        let put = || self.compare_and_set(key, expect, bytes);
+        if Sketch::of(bytes).leaving() { self.with_reserve(put) } else { put() }
+    }
+
+    /// Generation 0: a tombstone where nothing is, which fences a writer that saw nothing.
+    pub(super) fn delete_record(&self, key: RecordKey, expect: Generation) -> Result<Put> {
+        let expect = if expect == 0 { Expect::Nothing } else { Expect::Generation(expect) };
+        let (_, id) = place(key);
+        let bytes = format!("{{\"tombstone\":true,\"id\":\"{}\"}}", id.hyphenated());
+        self.with_reserve(|| self.compare_and_set(key, expect, bytes.as_bytes()))
+    }
+
+    pub(super) fn list_records(&self, kind: RecordKind, shard: u16) -> Result<Vec<(Uuid, Generation)>> {
+        let room = match kind {
+            RecordKind::Image => Room::Images,
+            RecordKind::Volume => Room::Volumes,
+        };
+        let Some(dir) = self.shard(room, shard)? else { return Ok(Vec::new()) };
+        let names = dir.names()?;
+        let mut found: Vec<_> = names
+            .iter()
+            .filter_map(|name| parse_record(name))
+            .filter(|(id, _)| shard_of(*id) == shard)
+            .collect();
+        // The highest generation of each id comes first and stays.
+        found.sort_unstable_by(|a, b| (a.0, b.1).cmp(&(b.0, a.1)));
+        found.dedup_by_key(|(id, _)| *id);
+        Ok(found)
+    }
+
+    fn compare_and_set(&self, key: RecordKey, expect: Expect, bytes: &[u8]) -> Result<Put> {
+        let (room, id) = place(key);
+        let shard = self.make_shard(room, shard_of(id))?;
+        let base = match expect {
+            Expect::Generation(expect) => match generations(&shard.names()?, id).max() {
+                Some(highest) if highest == expect => expect,
+                _ => return Ok(Put::Conflict),
+            },
+            Expect::Nothing => match newest(&shard, id)? {
+                None => 0,
+                Some((generation, bytes)) if Sketch::of(&bytes).tombstone => generation,
+                Some(_) => return Ok(Put::Conflict),
+            },
+        };
+        self.link_next(&shard, id, base, bytes)
+    }
+
+    /// The write after the comparison with `base`; between the two, any time may have passed.
+    pub(super) fn link_next(&self, shard: &Dir, id: Uuid, base: Generation, bytes: &[u8]) -> Result<Put> {
+        let Some(next) = base.checked_add(1) else {
+            let path = shard.path.join(record_name(id, base));
+            return Err(wrong(ErrorKind::CorruptRecord, &path, "there is no generation after this one"));
+        };
+        let temporary = self.written(shard, bytes)?;
+        let name = record_name(id, next);
+        match rustix::fs::linkat(shard, &temporary.name, shard, &name, AtFlags::empty()) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                if !is(shard, &name, &temporary)? {
+                    return Ok(Put::Conflict);
+                }
+            }
+            // Whether it is there now, nobody can say.
+            Err(Errno::IO | Errno::STALE | Errno::TIMEDOUT | Errno::INTR) => return Ok(Put::Unknown),
+            Err(e) => return Err(failed("cannot link", shard.path.join(&name), e)),
+        }
+        if shard.sync().is_err() {
+            return Ok(Put::Unknown);
+        }
+        let Ok(names) = shard.names() else { return Ok(Put::Unknown) };
+        let highest = generations(&names, id).max().unwrap_or(0);
+        if highest < next {
+            return Ok(Put::Unknown);
+        }
+        if highest - next > 1 {
+            // Either the name was free because our successors had removed it, then this put never counted; or two
+            // others built on it since. It looks the same. In both cases the name is of no use any more.
+            if is(shard, &name, &temporary).unwrap_or(false) {
+                let _ = shard.unlink(&name);
+            }
+            return Ok(Put::Unknown);
+        }
+        drop(temporary);
+        // `base` stays for those who have listed but not opened yet.
+        for old in generations(&names, id).filter(|&generation| generation < base) {
+            let _ = shard.unlink(&record_name(id, old));
+        }
+        self.sweep(shard, &names);
+        Ok(Put::Done(next))
+    }
+}
+
+/// Whether the name is that file.
+fn is(shard: &Dir, name: &str, temporary: &Temporary<'_>) -> Result<bool> {
+    Ok(shard.stat(name)?.is_some_and(|stat| file_id(&stat) == temporary.id))
+}
+
+/// The highest generation and its content, tombstones included.
+fn newest(shard: &Dir, id: Uuid) -> Result<Option<(Generation, Vec<u8>)>> {
+    for _ in 0..TRIES {
+        let Some(generation) = generations(&shard.names()?, id).max() else { return Ok(None) };
+        // Gone: two more puts have happened since it was listed.
+        if let Some(bytes) = shard.read(&record_name(id, generation), MAX_RECORD)? {
+            return Ok(Some((generation, bytes)));
+        }
+    }
+    Err(wrong(ErrorKind::IoError, &shard.path, &format!("the record {id} changes too fast to be read")))
+}

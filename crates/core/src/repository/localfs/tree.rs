@@ -1,0 +1,242 @@
+//! The repository's directories held open, and how files come to be in them: with the right owner, durable, and on a
+//! full file system from the reserve.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use super::format::{RESERVE_SIZE, fill_reserve};
+use super::layout::{Dir, FileId, Room, failed, file_id, parse_temporary, wrong};
+use crate::id::Incarnation;
+use crate::repository::{HostIdentity, Liveness};
+use crate::{ErrorKind, Result};
+
+/// How many files of the reserve one operation may spend: what was freed may be taken by somebody else.
+const RESERVE_TRIES: usize = 8;
+
+/// To whom what is created belongs: like the repository's own directories.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ownership {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) mode: u32,
+}
+
+impl Ownership {
+    pub(super) fn of(dir: &Dir) -> Result<Self> {
+        let stat = rustix::fs::fstat(dir).map_err(|e| failed("cannot stat", &dir.path, e))?;
+        Ok(Self { uid: stat.st_uid, gid: stat.st_gid, mode: stat.st_mode & 0o7777 })
+    }
+
+    pub(super) fn dir_mode(self) -> Mode {
+        Mode::from_raw_mode(self.mode)
+    }
+
+    pub(super) fn file_mode(self) -> Mode {
+        Mode::from_raw_mode(self.mode & 0o666)
+    }
+
+    /// Gives what was created just now its owner and mode; returns its identity.
+    pub(super) fn dress(self, fd: impl AsFd, mode: Mode, path: &Path) -> Result<FileId> {
+        let stat = rustix::fs::fstat(&fd).map_err(|e| failed("cannot stat", path, e))?;
+        if (stat.st_uid, stat.st_gid) != (self.uid, self.gid) {
+            let uid = (stat.st_uid != self.uid).then(|| rustix::fs::Uid::from_raw(self.uid));
+            let gid = (stat.st_gid != self.gid).then(|| rustix::fs::Gid::from_raw(self.gid));
+            match rustix::fs::fchown(&fd, uid, gid) {
+                // Only root may give a file away; one of several users keeps it, if the mode lets the others in.
+                Ok(()) | Err(Errno::PERM) => {}
+                Err(e) => return Err(failed("cannot change the owner", path, e)),
+            }
+        }
+        if stat.st_mode & 0o7777 != mode.bits() {
+            rustix::fs::fchmod(&fd, mode).map_err(|e| failed("cannot change the mode", path, e))?;
+        }
+        Ok(file_id(&stat))
+    }
+}
+
+/// A file under a temporary name, which goes when this is dropped.
+#[derive(Debug)]
+pub(super) struct Temporary<'a> {
+    dir: &'a Dir,
+    pub(super) name: String,
+    pub(super) file: File,
+    pub(super) id: FileId,
+}
+
+impl Drop for Temporary<'_> {
+    fn drop(&mut self) {
+        // Left over, it is garbage with our name on it.
+        let _ = self.dir.unlink(&self.name);
+    }
+}
+
+impl Temporary<'_> {
+    /// Puts it under its real name, replacing what was there.
+    pub(super) fn rename(&self, name: &str) -> Result<()> {
+        rustix::fs::renameat(self.dir, &self.name, self.dir, name)
+            .map_err(|e| failed("cannot rename to", self.dir.path.join(name), e))
+    }
+}
+
+/// The repository's directories.
+#[derive(Debug)]
+pub(super) struct Tree {
+    pub(super) root: Dir,
+    pub(super) hosts: Dir,
+    pub(super) locks: Dir,
+    pub(super) data: Dir,
+    pub(super) reserve: Dir,
+    rooms: Vec<Dir>,
+    /// Of what we create.
+    pub(super) ownership: Ownership,
+    /// In the names of our temporary files.
+    pub(super) incarnation: Incarnation,
+    /// Of this machine.
+    pub(super) boot_id: String,
+    counter: AtomicU64,
+    /// Shard directories whose own name is known to be durable.
+    durable_shards: Mutex<HashSet<(Room, u16)>>,
+}
+
+impl Tree {
+    pub(super) fn open(root: Dir, host: &HostIdentity) -> Result<Tree> {
+        let sub = |name: &str| {
+            root.sub(name)?.ok_or_else(|| {
+                wrong(
+                    ErrorKind::NotARepository,
+                    &root.path,
+                    &format!("has a descriptor but no directory {name}"),
+                )
+            })
+        };
+        let rooms = Room::ALL.iter().map(|room| sub(room.name())).collect::<Result<Vec<_>>>()?;
+        let data = sub("data")?;
+        Ok(Tree {
+            hosts: sub("hosts")?,
+            locks: sub("locks")?,
+            reserve: sub("reserve")?,
+            rooms,
+            ownership: Ownership::of(&data)?,
+            data,
+            root,
+            incarnation: host.incarnation,
+            boot_id: host.boot_id.clone(),
+            counter: AtomicU64::new(0),
+            durable_shards: Mutex::default(),
+        })
+    }
+
+    fn room(&self, room: Room) -> &Dir {
+        &self.rooms[room as usize]
+    }
+
+    /// An existing shard.
+    pub(super) fn shard(&self, room: Room, shard: u16) -> Result<Option<Dir>> {
+        self.room(room).sub(&format!("{shard:03x}"))
+    }
+
+    /// A shard, made if need be; its own name is durable.
+    pub(super) fn make_shard(&self, room: Room, shard: u16) -> Result<Dir> {
+        let (parent, name) = (self.room(room), format!("{shard:03x}"));
+        let known = |set: &Mutex<HashSet<_>>| {
+            set.lock().unwrap_or_else(PoisonError::into_inner).contains(&(room, shard))
+        };
+        if known(&self.durable_shards)
+            && let Some(dir) = parent.sub(&name)?
+        {
+            return Ok(dir);
+        }
+        let path = parent.path.join(&name);
+        let made = match rustix::fs::mkdirat(parent, &name, self.ownership.dir_mode()) {
+            Ok(()) => true,
+            Err(Errno::EXIST) => false,
+            Err(e) => return Err(failed("cannot make the directory", path, e)),
+        };
+        let dir = parent.sub(&name)?.ok_or_else(|| failed("cannot open", &path, Errno::NOENT))?;
+        if made {
+            self.ownership.dress(&dir, self.ownership.dir_mode(), &path)?;
+        }
+        // Also if somebody else made it: it may have made it just now.
+        parent.sync()?;
+        self.durable_shards.lock().unwrap_or_else(PoisonError::into_inner).insert((room, shard));
+        Ok(dir)
+    }
+
+    /// A new empty file with the repository's owner and mode. `name` must not exist.
+    pub(super) fn create(&self, dir: &Dir, name: &str) -> Result<(File, FileId)> {
+        let path = dir.path.join(name);
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+        let mode = self.ownership.file_mode();
+        let file = dir.open_file(name, flags, mode).map_err(|e| failed("cannot create", &path, e))?;
+        let id = self.ownership.dress(&file, mode, &path)?;
+        Ok((file, id))
+    }
+
+    /// A new empty temporary file.
+    pub(super) fn temporary<'a>(&self, dir: &'a Dir) -> Result<Temporary<'a>> {
+        let number = self.counter.fetch_add(1, Ordering::Relaxed);
+        let name = format!(".t.{}.{number}", self.incarnation);
+        let (file, id) = self.create(dir, &name)?;
+        Ok(Temporary { dir, name, file, id })
+    }
+
+    /// A temporary file with that content, durable but for its name.
+    pub(super) fn written<'a>(&self, dir: &'a Dir, bytes: &[u8]) -> Result<Temporary<'a>> {
+        let mut temporary = self.temporary(dir)?;
+        let path = dir.path.join(&temporary.name);
+        temporary.file.write_all(bytes).map_err(|e| failed("cannot write", &path, e))?;
+        temporary.file.sync_all().map_err(|e| failed("cannot sync", &path, e))?;
+        Ok(temporary)
+    }
+
+    /// Replaces a small file: atomic, durable, last writer wins.
+    pub(super) fn replace(&self, dir: &Dir, name: &str, bytes: &[u8]) -> Result<()> {
+        self.written(dir, bytes)?.rename(name)?;
+        dir.sync()
+    }
+
+    /// Removes the temporary files among `names` whose stores are dead.
+    pub(super) fn sweep(&self, dir: &Dir, names: &[String]) {
+        let dead = |owner| matches!(self.liveness(owner), Ok(Liveness::CertainlyDead));
+        for name in names {
+            if parse_temporary(name).is_some_and(|owner| owner != self.incarnation && dead(owner)) {
+                // It does no harm; somebody will remove it some day.
+                let _ = dir.unlink(name);
+            }
+        }
+    }
+
+    /// Does what frees space in the end: on a full file system the reserve is spent for it.
+    pub(super) fn with_reserve<T>(&self, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+        for _ in 0..RESERVE_TRIES {
+            match attempt() {
+                Err(error) if error.kind() == ErrorKind::NoSpace && self.spend_reserve() => {}
+                result => return result,
+            }
+        }
+        attempt()
+    }
+
+    fn spend_reserve(&self) -> bool {
+        let Ok(names) = self.reserve.names() else { return false };
+        // The sync lets the file system use the space again.
+        names.iter().any(|name| matches!(self.reserve.unlink(name), Ok(true)) && self.reserve.sync().is_ok())
+    }
+
+    /// Fills up the reserve, if there is space to spare.
+    pub(super) fn refill_reserve(&self) {
+        let plenty = |usage: rustix::fs::StatVfs| usage.f_bavail * usage.f_frsize > 256 * RESERVE_SIZE;
+        if rustix::fs::fstatvfs(&self.root).is_ok_and(plenty) {
+            // Without it everything works until the file system is full.
+            let _ = fill_reserve(&self.reserve, self.ownership);
+        }
+    }
+}
