@@ -1,0 +1,174 @@
+//! The commands that make or remove images, and wait for the work they start.
+
+use std::fs;
+
+use vdsmstore_core::options::{AutoFix, CopyOptions, CreateOptions, RemoveOptions, Strategy};
+use vdsmstore_core::{Error, ErrorKind, Result};
+
+use crate::args::{
+    FileFormat, ImageCopy, ImageCreate, ImageImport, ImageRemove, ImageSnapshot, NewArgs, StrategyArg,
+    WorkArgs,
+};
+use crate::config::usage;
+use crate::output::local;
+use crate::session::{Outcome, Session};
+
+/// `image create`
+pub fn create(session: &Session, arguments: &ImageCreate) -> Result<Outcome> {
+    let new = &arguments.new;
+    if arguments.base.is_some() {
+        connect(session, &arguments.repo, new)?;
+    } else {
+        session.connect(&arguments.repo)?;
+    }
+    let task = session.task_id(new.work.task_id.as_deref());
+    let id = session.store.create_virtual_disk(
+        &arguments.repo,
+        arguments.size,
+        arguments.base.as_deref(),
+        &user_data(&new.user_data)?,
+        &create_options(new, &task)?,
+    )?;
+    session.finish(&arguments.repo, id, &task, !new.work.no_wait)
+}
+
+/// `image snapshot`
+pub fn snapshot(session: &Session, arguments: &ImageSnapshot) -> Result<Outcome> {
+    let new = &arguments.new;
+    session.connect(&arguments.repo)?;
+    let task = session.task_id(new.work.task_id.as_deref());
+    let id = session.store.create_snapshot(
+        &arguments.repo,
+        &arguments.disk,
+        &user_data(&new.user_data)?,
+        &create_options(new, &task)?,
+    )?;
+    session.finish(&arguments.repo, id, &task, !new.work.no_wait)
+}
+
+/// `image copy`
+pub fn copy(session: &Session, arguments: &ImageCopy) -> Result<Outcome> {
+    let new = &arguments.new;
+    connect(session, &arguments.repo, new)?;
+    let task = session.task_id(new.work.task_id.as_deref());
+    let CreateOptions { auto_fix, strategy, participating_repositories, image_hints, image_id, task_id } =
+        create_options(new, &task)?;
+    let options = CopyOptions {
+        auto_fix,
+        strategy,
+        participating_repositories,
+        image_hints,
+        image_id,
+        task_id,
+        mutable: !arguments.snapshot,
+        partial: arguments.partial,
+    };
+    let id = session.store.copy_image(
+        &arguments.repo,
+        &arguments.image,
+        arguments.base.as_deref(),
+        &user_data(&new.user_data)?,
+        &options,
+    )?;
+    session.finish(&arguments.repo, id, &task, !new.work.no_wait)
+}
+
+/// `image import`
+pub fn import(session: &Session, arguments: &ImageImport) -> Result<Outcome> {
+    let new = &arguments.new;
+    let path =
+        std::path::absolute(&arguments.file).map_err(|error| local(arguments.file.display(), error))?;
+    let path = path.to_str().ok_or_else(|| usage(format!("{}: the path is not UTF-8", path.display())))?;
+    let format = match arguments.format {
+        FileFormat::Raw => "raw",
+        FileFormat::Qcow2 => "qcow2",
+    };
+    session.connect(&arguments.repo)?;
+    let task = session.task_id(new.work.task_id.as_deref());
+    let id = session.store.import_image(
+        &arguments.repo,
+        path,
+        format,
+        &user_data(&new.user_data)?,
+        &create_options(new, &task)?,
+    )?;
+    session.finish(&arguments.repo, id, &task, !new.work.no_wait)
+}
+
+/// `image remove`
+pub fn remove(session: &Session, arguments: &ImageRemove) -> Result<Outcome> {
+    let (repo, image) = (&arguments.image.repo, &arguments.image.image);
+    session.connect(repo)?;
+    let task = session.task_id(arguments.task_id.as_deref());
+    let auto_fix = if arguments.no_wait { AutoFix::Off } else { AutoFix::On };
+    let options = RemoveOptions { auto_fix, task_id: Some(task.clone()) };
+    session.store.remove_image(repo, image, &options)?;
+    if !arguments.no_wait {
+        session.wait_tasks(&task).map_err(|error| {
+            let error = match error.kind() {
+                ErrorKind::Stopped => Error::new(
+                    ErrorKind::Stopped,
+                    format!("interrupted; image {image} is removed from {repo}, its space is freed later"),
+                ),
+                _ => {
+                    error.context(format!("image {image} is removed from {repo}, but its space is not free"))
+                }
+            };
+            error.with("repoId", repo.as_str()).with("imageId", image.as_str())
+        })?;
+    }
+    if session.out.json() {
+        session.out.value(&serde_json::json!({ "repoId": repo, "imageId": image }))?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// The JSON that was given, or that of the file that was named.
+pub fn user_data(text: &str) -> Result<String> {
+    match text.strip_prefix('@') {
+        Some(path) => fs::read_to_string(path).map_err(|error| local(path, error)),
+        None => Ok(text.to_owned()),
+    }
+}
+
+fn connect(session: &Session, target: &str, new: &NewArgs) -> Result<()> {
+    let named: Vec<&str> =
+        new.only.iter().map(String::as_str).chain(new.hints.iter().map(|(_, repo)| repo.as_str())).collect();
+    // A hint speaks of one image; the others are still searched for everywhere unless --only says where.
+    if new.only.is_empty() {
+        for name in &named {
+            session.repository(name)?;
+        }
+        session.connect_for_search(target, &[])
+    } else {
+        session.connect_for_search(target, &named)
+    }
+}
+
+fn create_options(new: &NewArgs, task: &str) -> Result<CreateOptions> {
+    let mut options = CreateOptions {
+        auto_fix: auto_fix(&new.work),
+        strategy: match new.strategy {
+            StrategyArg::Space => Strategy::Space,
+            StrategyArg::Performance => Strategy::Performance,
+        },
+        participating_repositories: (!new.only.is_empty()).then(|| new.only.clone()),
+        image_id: new.image_id.clone(),
+        task_id: Some(task.to_owned()),
+        ..CreateOptions::default()
+    };
+    for (image, repo) in &new.hints {
+        if options.image_hints.insert(image.clone(), repo.clone()).is_some() {
+            return Err(usage(format!("--hint: image {image} is given twice")));
+        }
+    }
+    Ok(options)
+}
+
+fn auto_fix(work: &WorkArgs) -> AutoFix {
+    match (work.no_wait, work.optimized) {
+        (true, _) => AutoFix::Off,
+        (false, true) => AutoFix::Optimized,
+        (false, false) => AutoFix::On,
+    }
+}
