@@ -56,7 +56,14 @@ struct Inner {
 impl Error {
     /// A new error of the given kind; `message` says what failed, in lower case and without a full stop.
     pub fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
-        Self(Box::new(Inner { kind, message: message.into(), path: None, offset: None, length: None, source: None }))
+        Self(Box::new(Inner {
+            kind,
+            message: message.into(),
+            path: None,
+            offset: None,
+            length: None,
+            source: None,
+        }))
     }
 
     /// An error of the operating system; the kind follows from its number.

@@ -1,5 +1,247 @@
 //! Files and block devices.
 
-/// A file or block device.
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::io::Errno;
+
+use super::{Device, DeviceExtent, DeviceId};
+use crate::{Error, ErrorKind, Result, sys};
+
+/// Zeroes for file systems that cannot punch holes.
+static ZEROES: [u8; 65536] = [0; 65536];
+
+/// A file or block device, with the descriptor that locks on it are taken through. Closed when dropped.
 #[derive(Debug)]
-pub struct FileDevice;
+pub struct FileDevice {
+    /// The descriptor that all requests go through.
+    file: File,
+    /// For messages only; the file may have been renamed since.
+    path: PathBuf,
+    /// Identity of the storage, read once.
+    id: DeviceId,
+    /// Whether it is a block device: fixed length, no holes.
+    block: bool,
+    /// Whether it may be written.
+    writable: bool,
+    /// A flush failed: the kernel has dropped the dirty pages and later flushes would lie.
+    poisoned: AtomicBool,
+}
+
+impl FileDevice {
+    /// Opens an existing regular file or block device; anything else is `InvalidInput`.
+    pub fn open(path: &Path, writable: bool) -> Result<FileDevice> {
+        // O_NONBLOCK: opening a FIFO must not wait for its other end. Regular files ignore it.
+        let file = OpenOptions::new()
+            .read(true)
+            .write(writable)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)
+            .map_err(|e| Error::os("cannot open", e).with_path(path))?;
+        Self::from_file(file, path.to_path_buf(), writable)
+    }
+
+    /// Creates a file that does not exist yet, for reading and writing.
+    pub fn create_new(path: &Path) -> Result<FileDevice> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(path)
+            .map_err(|e| Error::os("cannot create", e).with_path(path))?;
+        Self::from_file(file, path.to_path_buf(), true)
+    }
+
+    /// Takes over an open file; `path` is for messages, `writable` says how it was opened.
+    pub fn from_file(file: File, path: PathBuf, writable: bool) -> Result<FileDevice> {
+        let metadata = file.metadata().map_err(|e| Error::os("cannot stat", e).with_path(&path))?;
+        let block = metadata.file_type().is_block_device();
+        if !block && !metadata.file_type().is_file() {
+            let message = "neither a regular file nor a block device";
+            return Err(Error::new(ErrorKind::InvalidInput, message).with_path(path));
+        }
+        // Two nodes of one block device are the same storage. Inode 0 does not exist, so files never collide.
+        let id = if block {
+            DeviceId { domain: metadata.rdev(), object: 0 }
+        } else {
+            DeviceId { domain: metadata.dev(), object: metadata.ino() }
+        };
+        Ok(Self { file, path, id, block, writable, poisoned: AtomicBool::new(false) })
+    }
+
+    /// The open file, for locks and reflinks.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    fn error(&self, what: &'static str, error: std::io::Error, offset: u64, length: u64) -> Error {
+        Error::os(what, error).with_path(&self.path).with_range(offset, length)
+    }
+
+    fn check_write(&self, offset: u64, length: u64) -> Result<u64> {
+        if !self.writable {
+            return Err(Error::new(ErrorKind::ReadOnly, "opened for reading only").with_path(&self.path));
+        }
+        // Beyond i64 the kernel has no offsets.
+        match offset.checked_add(length) {
+            Some(end) if i64::try_from(end).is_ok() => Ok(end),
+            _ => Err(Error::new(ErrorKind::InvalidInput, "offset out of range")
+                .with_path(&self.path)
+                .with_range(offset, length)),
+        }
+    }
+
+    fn write_plain_zeroes(&self, mut offset: u64, mut length: u64) -> Result<()> {
+        while length > 0 {
+            let part = length.min(ZEROES.len() as u64);
+            self.write_at(offset, &ZEROES[..part as usize])?;
+            offset += part;
+            length -= part;
+        }
+        Ok(())
+    }
+
+    fn zero_block_device(&self, offset: u64, end: u64) -> Result<()> {
+        // 4096: the largest logical sector size in use; requests inside it are written.
+        let (first, last) = (offset.next_multiple_of(4096), end & !4095);
+        if first >= last {
+            return self.write_plain_zeroes(offset, end - offset);
+        }
+        self.write_plain_zeroes(offset, first - offset)?;
+        // The request bypasses the page cache: what is dirty there must not come later.
+        match sys::block_device_zero(&self.file, first, last - first) {
+            Ok(()) => {}
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOTTY | libc::EINVAL)) => {
+                self.write_plain_zeroes(first, last - first)?;
+            }
+            Err(e) => return Err(self.error("cannot zero", e, first, last - first)),
+        }
+        self.write_plain_zeroes(last, end - last)
+    }
+
+    /// Grows the file to `end` without ever shrinking it, whatever other threads do to its length meanwhile.
+    fn grow(&self, end: u64) -> Result<()> {
+        match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), end - 1, 1) {
+            Ok(()) => Ok(()),
+            Err(Errno::OPNOTSUPP) => self.set_len(end),
+            Err(e) => Err(self.error("cannot grow", e.into(), end - 1, 1)),
+        }
+    }
+}
+
+impl Device for FileDevice {
+    fn id(&self) -> DeviceId {
+        self.id
+    }
+
+    fn name(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn len(&self) -> Result<u64> {
+        if self.block {
+            return sys::block_device_len(&self.file)
+                .map_err(|e| Error::os("cannot get the size of the block device", e).with_path(&self.path));
+        }
+        let metadata = self.file.metadata().map_err(|e| Error::os("cannot stat", e).with_path(&self.path))?;
+        Ok(metadata.len())
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let length = buffer.len() as u64;
+        if offset.checked_add(length).is_none_or(|end| i64::try_from(end).is_err()) {
+            return Err(Error::new(ErrorKind::ShortRead, "offset out of range")
+                .with_path(&self.path)
+                .with_range(offset, length));
+        }
+        self.file.read_exact_at(buffer, offset).map_err(|e| self.error("cannot read", e, offset, length))
+    }
+
+    fn write_at(&self, offset: u64, buffer: &[u8]) -> Result<()> {
+        let length = buffer.len() as u64;
+        self.check_write(offset, length)?;
+        self.file.write_all_at(buffer, offset).map_err(|e| self.error("cannot write", e, offset, length))
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64) -> Result<()> {
+        let end = self.check_write(offset, length)?;
+        if length == 0 {
+            return Ok(());
+        }
+        if self.block {
+            return self.zero_block_device(offset, end);
+        }
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(&self.file, flags, offset, length) {
+            Ok(()) => {}
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => return self.write_plain_zeroes(offset, length),
+            Err(e) => return Err(self.error("cannot punch a hole", e.into(), offset, length)),
+        }
+        if end > self.len()? { self.grow(end) } else { Ok(()) }
+    }
+
+    fn set_len(&self, length: u64) -> Result<()> {
+        self.check_write(0, length)?;
+        if self.block {
+            // Its length is not ours to change; asking for what it has is fine.
+            return if length <= self.len()? {
+                Ok(())
+            } else {
+                Err(Error::new(ErrorKind::NoSpace, "the block device is too small")
+                    .with_path(&self.path)
+                    .with_range(0, length))
+            };
+        }
+        self.file.set_len(length).map_err(|e| self.error("cannot set the length", e, 0, length))
+    }
+
+    fn allocate(&self, offset: u64, length: u64) -> Result<()> {
+        let end = self.check_write(offset, length)?;
+        if length == 0 {
+            return Ok(());
+        }
+        if self.block {
+            return self.set_len(end);
+        }
+        rustix::fs::fallocate(&self.file, FallocateFlags::empty(), offset, length)
+            .map_err(|e| self.error("cannot allocate", e.into(), offset, length))
+    }
+
+    fn flush(&self) -> Result<()> {
+        if self.poisoned.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::Poisoned, "an earlier flush failed").with_path(&self.path));
+        }
+        self.file.sync_data().map_err(|e| {
+            self.poisoned.store(true, Ordering::Release);
+            Error::os("cannot flush", e).with_path(&self.path)
+        })
+    }
+
+    fn extent(&self, offset: u64, length: u64) -> Result<DeviceExtent> {
+        let all = DeviceExtent { length, data: true };
+        if self.block || length == 0 {
+            return Ok(all);
+        }
+        let end = offset.saturating_add(length);
+        let data = match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(data) => data,
+            // No data up to the end of the file.
+            Err(Errno::NXIO) => end,
+            // A file system that cannot tell.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(all),
+            Err(e) => return Err(self.error("cannot look for data", e.into(), offset, length)),
+        };
+        if data > offset {
+            return Ok(DeviceExtent { length: data.min(end) - offset, data: false });
+        }
+        match rustix::fs::seek(&self.file, SeekFrom::Hole(offset)) {
+            // `hole == offset`: it was punched between the two calls; what we saw was data.
+            Ok(hole) if hole > offset => Ok(DeviceExtent { length: hole.min(end) - offset, data: true }),
+            Ok(_) | Err(Errno::NXIO) => Ok(all),
+            Err(e) => Err(self.error("cannot look for a hole", e.into(), offset, length)),
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! The third step: moving the bytes. The only place of this crate with threads.
+
+mod compare;
+mod zero;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::plan::{Action, Move, Plan, UNIT};
+use crate::{Error, ErrorKind, Image, Result};
+
+pub use compare::{compare, diff};
+use zero::is_zero;
+
+/// One request, in bytes.
+const REQUEST: u64 = 1 << 20;
+/// Zeroing is metadata mostly: larger requests, but small enough that cancelling does not wait.
+const ZERO_REQUEST: u64 = 256 << 20;
+/// More do not help.
+const MAX_THREADS: usize = 32;
+
+/// What the caller says while it runs. Both functions are called from several threads.
+#[derive(Clone, Copy)]
+pub struct Control<'a> {
+    /// Asked before each request; `true` ends the work with `Cancelled`.
+    pub cancel: &'a (dyn Fn() -> bool + Sync),
+    /// Told the bytes of the range that were completed since the last call, those that needed no work included:
+    /// all calls together add up to the length of the range.
+    pub progress: &'a (dyn Fn(u64) + Sync),
+    /// Requests at a time; 0 counts as 1.
+    pub threads: usize,
+}
+
+impl std::fmt::Debug for Control<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Control").field("threads", &self.threads).finish_non_exhaustive()
+    }
+}
+
+impl Control<'_> {
+    fn check(&self) -> Result<()> {
+        if (self.cancel)() { Err(Error::new(ErrorKind::Cancelled, "cancelled")) } else { Ok(()) }
+    }
+}
+
+/// What was done, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Read from source and base.
+    pub read: u64,
+    /// Written as data.
+    pub written: u64,
+    /// Made to read as zeroes.
+    pub zeroed: u64,
+}
+
+#[derive(Default)]
+struct Totals {
+    read: AtomicU64,
+    written: AtomicU64,
+    zeroed: AtomicU64,
+}
+
+/// Carries out a plan. `base` is needed if the plan was made with one. Does not flush the target.
+///
+/// The first error ends it, after the requests under way; the target is then partly written.
+pub fn execute(
+    plan: &Plan,
+    source: &Image,
+    base: Option<&Image>,
+    target: &Image,
+    control: &Control<'_>,
+) -> Result<Outcome> {
+    let moved = plan.moves().iter().fold(0u64, |sum, step| sum.saturating_add(step.length));
+    let nothing_to_do = plan.length().saturating_sub(moved);
+    if nothing_to_do > 0 {
+        (control.progress)(nothing_to_do);
+    }
+    let totals = Totals::default();
+    let requests = Mutex::new(Requests { moves: plan.moves(), done: 0 });
+    run_threads(
+        control,
+        || {
+            let next = requests.lock().unwrap_or_else(PoisonError::into_inner).next();
+            Ok(next)
+        },
+        &|step, buffers: &mut Buffers| run_move(&step, source, base, target, buffers, &totals),
+    )?;
+    Ok(Outcome {
+        read: totals.read.into_inner(),
+        written: totals.written.into_inner(),
+        zeroed: totals.zeroed.into_inner(),
+    })
+}
+
+/// What one thread keeps between requests.
+#[derive(Default)]
+struct Buffers {
+    source: Vec<u8>,
+    base: Vec<u8>,
+}
+
+/// Room of that length; old content stays.
+fn room(buffer: &mut Vec<u8>, length: u64) -> &mut [u8] {
+    if (buffer.len() as u64) < length {
+        buffer.resize(length as usize, 0);
+    }
+    &mut buffer[..length as usize]
+}
+
+/// Works off what `next` hands out until there is no more, on several threads; reports progress after each.
+/// The first error stops all.
+fn run_threads(
+    control: &Control<'_>,
+    next: impl Fn() -> Result<Option<Move>> + Sync,
+    work: &(dyn Fn(Move, &mut Buffers) -> Result<()> + Sync),
+) -> Result<()> {
+    let stop = AtomicBool::new(false);
+    let failure = Mutex::new(None);
+    let worker = || {
+        let mut buffers = Buffers::default();
+        let mut one = || -> Result<bool> {
+            control.check()?;
+            let Some(step) = next()? else { return Ok(false) };
+            work(step, &mut buffers)?;
+            (control.progress)(step.length);
+            Ok(true)
+        };
+        while !stop.load(Ordering::Relaxed) {
+            match one() {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    stop.store(true, Ordering::Relaxed);
+                    failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                    return;
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..control.threads.clamp(1, MAX_THREADS) {
+            scope.spawn(worker);
+        }
+        worker();
+    });
+    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
+}
+
+/// Cuts moves into requests that end at multiples of their size.
+struct Requests<'a> {
+    moves: &'a [Move],
+    /// Bytes of the first move that are handed out.
+    done: u64,
+}
+
+impl Iterator for Requests<'_> {
+    type Item = Move;
+
+    fn next(&mut self) -> Option<Move> {
+        let (first, others) = self.moves.split_first()?;
+        let size = if first.action == Action::Zero { ZERO_REQUEST } else { REQUEST };
+        let offset = first.offset + self.done;
+        let length = (size - offset % size).min(first.length - self.done);
+        self.done += length;
+        if self.done == first.length {
+            self.moves = others;
+            self.done = 0;
+        }
+        Some(Move { offset, length, action: first.action })
+    }
+}
+
+/// Reads from an image that may end before the range does.
+fn read_padded(image: &Image, offset: u64, buffer: &mut [u8]) -> Result<()> {
+    let have = (image.size().saturating_sub(offset) as usize).min(buffer.len());
+    let (now, rest) = buffer.split_at_mut(have);
+    rest.fill(0);
+    if now.is_empty() { Ok(()) } else { image.read(offset, now) }
+}
+
+fn run_move(
+    step: &Move,
+    source: &Image,
+    base: Option<&Image>,
+    target: &Image,
+    buffers: &mut Buffers,
+    totals: &Totals,
+) -> Result<()> {
+    let (offset, length) = (step.offset, step.length);
+    if step.action == Action::Zero {
+        totals.zeroed.fetch_add(length, Ordering::Relaxed);
+        return target.write_zeroes(offset, length).map_err(|e| e.with_range(offset, length));
+    }
+    let data = room(&mut buffers.source, length);
+    source.read(offset, data).map_err(|e| e.with_range(offset, length))?;
+    totals.read.fetch_add(length, Ordering::Relaxed);
+    let below = if step.action == Action::Compare {
+        let base = base.ok_or_else(|| Error::new(ErrorKind::InvalidInput, "the plan needs its base"))?;
+        let below = room(&mut buffers.base, length);
+        read_padded(base, offset, below).map_err(|e| e.with_range(offset, length))?;
+        totals.read.fetch_add(length, Ordering::Relaxed);
+        Some(&*below)
+    } else {
+        None
+    };
+    let classify = |range: std::ops::Range<usize>| {
+        let block = &data[range.clone()];
+        match step.action {
+            Action::Compare if below.is_some_and(|below| below[range] == *block) => Fate::Leave,
+            Action::CopyNonZero if is_zero(block) => Fate::Leave,
+            Action::Copy | Action::Compare if is_zero(block) => Fate::Zero,
+            _ => Fate::Write,
+        }
+    };
+    let mut start = 0;
+    while start < data.len() {
+        // Blocks end at multiples of the unit in the disk, not in the request.
+        let block_end = |at: usize| (at + (UNIT - (offset + at as u64) % UNIT) as usize).min(data.len());
+        let mut end = block_end(start);
+        let fate = classify(start..end);
+        while end < data.len() && classify(end..block_end(end)) == fate {
+            end = block_end(end);
+        }
+        let (at, bytes) = (offset + start as u64, (end - start) as u64);
+        match fate {
+            Fate::Leave => {}
+            Fate::Zero => {
+                target.write_zeroes(at, bytes).map_err(|e| e.with_range(at, bytes))?;
+                totals.zeroed.fetch_add(bytes, Ordering::Relaxed);
+            }
+            Fate::Write => {
+                target.write(at, &data[start..end]).map_err(|e| e.with_range(at, bytes))?;
+                totals.written.fetch_add(bytes, Ordering::Relaxed);
+            }
+        }
+        start = end;
+    }
+    Ok(())
+}
+
+/// What becomes of a block.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Leave,
+    Zero,
+    Write,
+}

@@ -1,0 +1,156 @@
+//! Making images, and the one change that is made to finished ones: the backing name.
+
+use super::header::{self, EXT_BACKING_FORMAT, Header, MAGIC, MAX_L1_BYTES, corrupt, unsupported};
+use super::table::SECTOR;
+use crate::{Device, Error, ErrorKind, Format, Result};
+
+/// Length of the version 3 header that we write, including the compression type.
+const HEADER_LENGTH: usize = 112;
+/// 64 KiB.
+pub(super) const CLUSTER_BITS: u32 = 16;
+
+/// What a new image is to be.
+#[derive(Clone, Debug)]
+pub struct CreateOptions {
+    /// Virtual size in bytes.
+    pub size: u64,
+    /// What unallocated clusters show.
+    pub backing: Option<Backing>,
+    /// Not available yet: `Unsupported`.
+    pub preallocate_metadata: bool,
+}
+
+/// What the header says about the backing file. Nobody here opens it.
+#[derive(Clone, Debug)]
+pub struct Backing {
+    /// The file name as QEMU will open it.
+    pub name: String,
+    /// Its format, so that nobody needs to guess.
+    pub format: Format,
+}
+
+/// Makes an empty version 3 image with 64 KiB clusters and 16-bit refcounts on an empty device, and flushes it.
+///
+/// The header is written last: a crash leaves a complete image or a device without the magic number. The
+/// header, the backing format and the backing name all lie in the first 512 bytes; a name that does not fit
+/// (about 370 bytes) is `InvalidInput`.
+pub fn create(device: &dyn Device, options: &CreateOptions) -> Result<()> {
+    create_with(device, options, CLUSTER_BITS)
+}
+
+pub(super) fn create_with(device: &dyn Device, options: &CreateOptions, cluster_bits: u32) -> Result<()> {
+    let invalid = |message| Error::new(ErrorKind::InvalidInput, message).with_path(device.name());
+    if options.preallocate_metadata {
+        return Err(unsupported(device, "preallocated metadata"));
+    }
+    let cluster_size = 1u64 << cluster_bits;
+    // One entry even for an empty disk: tables without entries are unusual.
+    let l1_entries = options.size.div_ceil(cluster_size * cluster_size / 8).max(1);
+    if l1_entries * 8 > MAX_L1_BYTES {
+        return Err(invalid("the image is too large for its cluster size"));
+    }
+    let l1_clusters = (l1_entries * 8).div_ceil(cluster_size);
+    let per_block = cluster_size / 2;
+    // Header, refcount table, refcount blocks, L1; the blocks count themselves.
+    let (mut table_clusters, mut blocks) = (1, 1);
+    let total = loop {
+        let total = 1 + table_clusters + blocks + l1_clusters;
+        let (need_blocks, need_table) = (total.div_ceil(per_block), (blocks * 8).div_ceil(cluster_size));
+        if need_blocks <= blocks && need_table <= table_clusters {
+            break total;
+        }
+        (blocks, table_clusters) = (need_blocks.max(blocks), need_table.max(table_clusters));
+    };
+    let first_block = 1 + table_clusters;
+    let l1_offset = (first_block + blocks) * cluster_size;
+    let sector = header_sector(options, cluster_bits, l1_entries, l1_offset, table_clusters)
+        .ok_or_else(|| invalid("the backing name is too long"))?;
+
+    if device.is_empty()? {
+        device.set_len(total * cluster_size)?;
+    } else {
+        // A block device has a length and old bytes.
+        device.write_zeroes(0, total * cluster_size)?;
+    }
+    let mut table = vec![0; (blocks * 8).next_multiple_of(SECTOR as u64) as usize];
+    for (block, entry) in (0..blocks).zip(table.chunks_exact_mut(8)) {
+        entry.copy_from_slice(&((first_block + block) * cluster_size).to_be_bytes());
+    }
+    device.write_at(cluster_size, &table)?;
+    let mut counts = vec![0; (total * 2).next_multiple_of(SECTOR as u64) as usize];
+    for count in counts.chunks_exact_mut(2).take(total as usize) {
+        count.copy_from_slice(&1u16.to_be_bytes());
+    }
+    // The blocks are contiguous, and so are the counts.
+    device.write_at(first_block * cluster_size, &counts)?;
+    device.flush()?;
+    device.write_at(0, &sector)?;
+    device.flush()
+}
+
+/// The first 512 bytes; `None` if the backing name does not fit.
+fn header_sector(
+    options: &CreateOptions,
+    cluster_bits: u32,
+    l1_entries: u64,
+    l1_offset: u64,
+    table_clusters: u64,
+) -> Option<[u8; SECTOR]> {
+    let mut sector = [0u8; SECTOR];
+    let mut put = |at: usize, bytes: &[u8]| {
+        sector.get_mut(at..at + bytes.len()).map(|room| room.copy_from_slice(bytes))
+    };
+    put(0, &MAGIC.to_be_bytes())?;
+    put(4, &3u32.to_be_bytes())?;
+    put(20, &cluster_bits.to_be_bytes())?;
+    put(24, &options.size.to_be_bytes())?;
+    put(36, &(l1_entries as u32).to_be_bytes())?;
+    put(40, &l1_offset.to_be_bytes())?;
+    put(48, &(1u64 << cluster_bits).to_be_bytes())?;
+    put(56, &(table_clusters as u32).to_be_bytes())?;
+    put(96, &4u32.to_be_bytes())?;
+    put(100, &(HEADER_LENGTH as u32).to_be_bytes())?;
+    if let Some(backing) = &options.backing {
+        let format = backing.format.to_string();
+        put(HEADER_LENGTH, &EXT_BACKING_FORMAT.to_be_bytes())?;
+        put(HEADER_LENGTH + 4, &(format.len() as u32).to_be_bytes())?;
+        put(HEADER_LENGTH + 8, format.as_bytes())?;
+        // Then END, eight zero bytes, and the name.
+        let name_at = HEADER_LENGTH + 8 + format.len().next_multiple_of(8) + 8;
+        put(8, &(name_at as u64).to_be_bytes())?;
+        put(16, &(backing.name.len() as u32).to_be_bytes())?;
+        put(name_at, backing.name.as_bytes())?;
+    }
+    Some(sector)
+}
+
+/// Rewrites the backing name of a closed image with one write of its first 512 bytes, and flushes.
+///
+/// Only for images whose header, extensions and name lie in those bytes, as [`create`] lays them out:
+/// `Unsupported` otherwise, and for an image without a backing name. `InvalidInput` if the name does not fit.
+pub fn set_backing_name(device: &dyn Device, name: &str) -> Result<()> {
+    let header = Header::read(device)?;
+    let Some(old) = &header.backing else {
+        return Err(unsupported(device, "no backing name to replace"));
+    };
+    let offset = header.backing_offset;
+    let end = offset + old.len() as u64;
+    if header.version != 3 || offset < header.extensions_end || end > SECTOR as u64 {
+        return Err(unsupported(device, "the backing name is not in the first sector"));
+    }
+    let offset = offset as usize;
+    if name.is_empty() || name.len() > SECTOR - offset {
+        return Err(Error::new(ErrorKind::InvalidInput, "the backing name is empty or does not fit")
+            .with_path(device.name()));
+    }
+    let mut sector = [0; SECTOR];
+    device.read_at(0, &mut sector)?;
+    if header::be64(&sector, 8) != Some(offset as u64) {
+        return Err(corrupt(device, "the header changed while it was read"));
+    }
+    sector[offset..].fill(0);
+    sector[offset..offset + name.len()].copy_from_slice(name.as_bytes());
+    sector[16..20].copy_from_slice(&(name.len() as u32).to_be_bytes());
+    device.write_at(0, &sector)?;
+    device.flush()
+}

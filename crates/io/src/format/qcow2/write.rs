@@ -1,0 +1,330 @@
+//! Writing, zeroing and discarding: in place where it can be, otherwise into new clusters.
+
+use std::ops::Range;
+use std::sync::MutexGuard;
+
+use super::alloc::{Extent, Writer};
+use super::header::unsupported;
+use super::mapping::{Below, COPIED, Cluster, Meta, OFFSET_MASK, Piece, Qcow2, ZERO};
+use super::table::Table;
+use crate::{Error, ErrorKind, Result};
+
+/// What [`Qcow2::write_some`] decided under the lock.
+enum Step {
+    /// Overwrite that many bytes at that host offset.
+    InPlace { host: u64, length: u64 },
+    /// Fill these clusters and put them into the map; `owned` ones were there before.
+    Allocate { extent: Extent, old: Cluster, owned: bool },
+}
+
+impl Qcow2 {
+    fn writer<'a>(&self, writer: &'a mut Option<Writer>) -> Result<&'a mut Writer> {
+        writer.as_mut().ok_or_else(|| {
+            Error::new(ErrorKind::ReadOnly, "opened for reading only").with_path(self.device.name())
+        })
+    }
+
+    /// To be called before anything of the image changes.
+    fn prepare(&self, meta: &mut Meta) -> Result<()> {
+        self.check_poisoned()?;
+        let writer = self.writer(&mut meta.writer)?;
+        if !writer.prepared {
+            // Whoever knows these bits must learn that we changed the image without knowing them.
+            self.rewrite_header(|sector| sector[88..96].fill(0))?;
+            writer.prepared = true;
+        }
+        Ok(())
+    }
+
+    /// Waits until nobody allocates in these guest clusters.
+    fn wait_idle<'a>(
+        &'a self,
+        mut meta: MutexGuard<'a, Meta>,
+        clusters: &Range<u64>,
+    ) -> Result<MutexGuard<'a, Meta>> {
+        while meta.writer.as_ref().is_some_and(|writer| {
+            !writer.busy.is_empty() && clusters.clone().any(|cluster| writer.busy.contains(&cluster))
+        }) {
+            meta = self.idle.wait(meta).map_err(|_| {
+                Error::new(ErrorKind::Poisoned, "a thread panicked while it changed the image")
+                    .with_path(self.device.name())
+            })?;
+        }
+        Ok(meta)
+    }
+
+    /// Makes sure that the L2 table exists.
+    fn ensure_l2(&self, meta: &mut Meta, index: u64) -> Result<()> {
+        if self.l2(meta, index)?.is_some() {
+            return Ok(());
+        }
+        let writer = self.writer(&mut meta.writer)?;
+        let extent = self.reserve_metadata(writer)?;
+        let offset = extent.start << self.header.cluster_bits;
+        meta.l2.insert(index, Table::new(offset, self.cluster_size() as usize, extent.fresh));
+        let entry = meta.l1.get_mut(index as usize);
+        *entry.ok_or_else(|| self.corrupt("offset beyond the L1 table"))? = offset | COPIED;
+        meta.l1_dirty.mark(index as usize * 8);
+        Ok(())
+    }
+
+    fn entry(&self, meta: &mut Meta, cluster: u64) -> Result<u64> {
+        let (index, within) = self.indexes(cluster << self.header.cluster_bits);
+        Ok(self.l2(meta, index)?.map_or(0, |table| table.get64(within)))
+    }
+
+    fn set_entry(&self, meta: &mut Meta, cluster: u64, entry: u64) -> Result<()> {
+        let (index, within) = self.indexes(cluster << self.header.cluster_bits);
+        self.ensure_l2(meta, index)?;
+        if meta.l2.set(index, within * 8, &entry.to_be_bytes()) {
+            Ok(())
+        } else {
+            Err(self.corrupt("an L2 table vanished from the cache"))
+        }
+    }
+
+    /// Whether a cluster that the map names may be written in place.
+    fn check_owned(&self, writer: &Writer, host: u64) -> Result<()> {
+        let cluster = host >> self.header.cluster_bits;
+        if cluster >= writer.high_water || writer.metadata.contains(&cluster) {
+            return Err(self
+                .corrupt("a data cluster overlaps the metadata or has no refcount")
+                .with_range(host, self.cluster_size()));
+        }
+        Ok(())
+    }
+
+    /// Writes within one L2 table's range. The caller excludes [`Qcow2::flush`] meanwhile.
+    pub fn write(&self, mut offset: u64, mut data: &[u8], below: &dyn Below) -> Result<()> {
+        while !data.is_empty() {
+            let done = self.write_some(offset, data, below)?;
+            offset += done as u64;
+            data = &data[done..];
+        }
+        Ok(())
+    }
+
+    /// Writes the first part that goes the same way; returns its length.
+    fn write_some(&self, offset: u64, data: &[u8], below: &dyn Below) -> Result<usize> {
+        let cluster_size = self.cluster_size();
+        let first = offset >> self.header.cluster_bits;
+        let skip = offset % cluster_size;
+        let wanted = data.len() as u64;
+        match self.decide(first, skip, wanted)? {
+            Step::InPlace { host, length } => {
+                self.device.write_at(host, &data[..length as usize])?;
+                Ok(length as usize)
+            }
+            Step::Allocate { extent, old, owned } => {
+                let host = extent.start << self.header.cluster_bits;
+                let length = wanted.min(extent.count * cluster_size - skip);
+                let now = &data[..length as usize];
+                let written = if length == extent.count * cluster_size {
+                    self.device.write_at(host, now)
+                } else {
+                    self.fill_cluster(first * cluster_size, skip, now, host, extent.fresh, old, below)
+                };
+                self.finish(first, extent, old, owned, written)?;
+                Ok(length as usize)
+            }
+        }
+    }
+
+    /// Decides how the bytes from `skip` within the guest cluster `first` on are written; what is to be
+    /// allocated is, and is busy then.
+    fn decide(&self, first: u64, skip: u64, wanted: u64) -> Result<Step> {
+        /// One request of that size at most.
+        const MAX_REQUEST: u64 = 4 << 20;
+        let cluster_size = self.cluster_size();
+        let mut meta = self.wait_idle(self.lock()?, &(first..first + 1))?;
+        self.prepare(&mut meta)?;
+        let (index, within) = self.indexes(first << self.header.cluster_bits);
+        self.ensure_l2(&mut meta, index)?;
+        let old = self.decode(self.entry(&mut meta, first)?)?;
+        let room = self.header.l2_entries() - within as u64;
+        // Clusters that go the same way as the first: at least one.
+        let follow = |meta: &mut Meta, limit: u64, same: &dyn Fn(u64, Cluster) -> bool| -> Result<u64> {
+            let mut count = 1;
+            while count < limit.min(room) {
+                if meta.writer.as_ref().is_some_and(|writer| writer.busy.contains(&(first + count))) {
+                    break;
+                }
+                match self.entry(meta, first + count).and_then(|entry| self.decode(entry)) {
+                    Ok(next) if same(count, next) => count += 1,
+                    _ => break,
+                }
+            }
+            Ok(count)
+        };
+        match old {
+            Cluster::Compressed => Err(unsupported(&*self.device, "compressed clusters")),
+            Cluster::Data { host, copied: true } => {
+                let limit = (skip + wanted).div_ceil(cluster_size);
+                let count = follow(&mut meta, limit, &|count, next| {
+                    next == Cluster::Data { host: host + count * cluster_size, copied: true }
+                })?;
+                let writer = self.writer(&mut meta.writer)?;
+                for cluster in 0..count {
+                    self.check_owned(writer, host + cluster * cluster_size)?;
+                }
+                Ok(Step::InPlace { host: host + skip, length: wanted.min(count * cluster_size - skip) })
+            }
+            Cluster::Zero { host, copied: true } if host != 0 => {
+                let writer = self.writer(&mut meta.writer)?;
+                self.check_owned(writer, host)?;
+                writer.busy.insert(first);
+                let start = host >> self.header.cluster_bits;
+                Ok(Step::Allocate { extent: Extent { start, count: 1, fresh: false }, old, owned: true })
+            }
+            Cluster::Unallocated | Cluster::Zero { .. } | Cluster::Data { .. } => {
+                let simple =
+                    |cluster| matches!(cluster, Cluster::Unallocated | Cluster::Zero { host: 0, .. });
+                // Parts of clusters, and those that give up an old one, go one by one.
+                let whole = if skip == 0 { wanted.min(MAX_REQUEST) / cluster_size } else { 0 };
+                let count = if whole > 1 && simple(old) {
+                    follow(&mut meta, whole, &|_, next| simple(next))?
+                } else {
+                    1
+                };
+                let writer = self.writer(&mut meta.writer)?;
+                let extent = self.reserve(writer, count)?;
+                writer.busy.extend(first..first + extent.count);
+                Ok(Step::Allocate { extent, old, owned: false })
+            }
+        }
+    }
+
+    /// Fills one new cluster of which only a part is written by the caller.
+    #[allow(clippy::too_many_arguments)]
+    fn fill_cluster(
+        &self,
+        guest: u64,
+        skip: u64,
+        data: &[u8],
+        host: u64,
+        fresh: bool,
+        old: Cluster,
+        below: &dyn Below,
+    ) -> Result<()> {
+        let cluster_size = self.cluster_size();
+        let zero = match old {
+            Cluster::Unallocated => below.is_zero(guest, cluster_size)?,
+            Cluster::Zero { .. } => true,
+            Cluster::Data { .. } | Cluster::Compressed => false,
+        };
+        if zero && fresh {
+            return self.device.write_at(host + skip, data);
+        }
+        let mut buffer = vec![0; cluster_size as usize];
+        match old {
+            Cluster::Data { host, .. } => self.read_data(host, &mut buffer)?,
+            _ if zero => {}
+            _ => below.read(guest, &mut buffer)?,
+        }
+        buffer[skip as usize..skip as usize + data.len()].copy_from_slice(data);
+        self.device.write_at(host, &buffer)
+    }
+
+    /// Puts filled clusters into the map, or gives them back if filling failed.
+    fn finish(
+        &self,
+        first: u64,
+        extent: Extent,
+        old: Cluster,
+        owned: bool,
+        written: Result<()>,
+    ) -> Result<()> {
+        let mut meta = self.lock()?;
+        let mut set = 0;
+        let result = written.and_then(|()| {
+            for at in 0..extent.count {
+                let host = (extent.start + at) << self.header.cluster_bits;
+                self.set_entry(&mut meta, first + at, host | COPIED)?;
+                set = at + 1;
+            }
+            Ok(())
+        });
+        let writer = self.writer(&mut meta.writer)?;
+        for cluster in first..first + extent.count {
+            writer.busy.remove(&cluster);
+        }
+        if !owned {
+            writer.pending.extend(extent.start + set..extent.start + extent.count);
+            if let (Cluster::Data { host, .. } | Cluster::Zero { host, .. }, Ok(()), true) =
+                (old, &result, extent.count == 1)
+                && host != 0
+            {
+                writer.pending.push(host >> self.header.cluster_bits);
+            }
+        }
+        drop(meta);
+        self.idle.notify_all();
+        result
+    }
+
+    /// Makes a range within one L2 table's range read as zeroes; `limit` is the end of the disk. The caller
+    /// excludes [`Qcow2::flush`] meanwhile.
+    pub fn write_zeroes(&self, offset: u64, length: u64, limit: u64, below: &dyn Below) -> Result<()> {
+        let cluster_size = self.cluster_size();
+        let end = offset + length;
+        // The last cluster counts as whole if it is covered up to the end of the disk.
+        let whole_end = if end >= limit { end.next_multiple_of(cluster_size) } else { end };
+        let first = offset.div_ceil(cluster_size);
+        let last = whole_end / cluster_size;
+        if first >= last {
+            return self.zero_part(offset, length, below);
+        }
+        let head = first * cluster_size - offset;
+        if head > 0 {
+            self.zero_part(offset, head, below)?;
+        }
+        self.zero_clusters(first..last)?;
+        let tail = end.saturating_sub(last * cluster_size);
+        if tail > 0 { self.zero_part(last * cluster_size, tail, below) } else { Ok(()) }
+    }
+
+    /// Zeroes less than a cluster, which may lie in two.
+    fn zero_part(&self, mut offset: u64, mut length: u64, below: &dyn Below) -> Result<()> {
+        while length > 0 {
+            let part = length.min(self.cluster_size() - offset % self.cluster_size());
+            let known = match self.map(offset, part)?.0 {
+                Piece::Zero => true,
+                Piece::Unallocated => below.is_zero(offset, part)?,
+                Piece::Data(_) | Piece::Compressed => false,
+            };
+            if !known {
+                self.write(offset, &vec![0; part as usize], below)?;
+            }
+            offset += part;
+            length -= part;
+        }
+        Ok(())
+    }
+
+    fn zero_clusters(&self, clusters: Range<u64>) -> Result<()> {
+        let mut meta = self.wait_idle(self.lock()?, &clusters)?;
+        self.prepare(&mut meta)?;
+        let new = if self.explicit_zero { ZERO } else { 0 };
+        if new == 0
+            && self.l2(&mut meta, self.indexes(clusters.start << self.header.cluster_bits).0)?.is_none()
+        {
+            return Ok(());
+        }
+        for cluster in clusters {
+            let entry = self.entry(&mut meta, cluster)?;
+            match self.decode(entry)? {
+                Cluster::Compressed => return Err(unsupported(&*self.device, "compressed clusters")),
+                Cluster::Unallocated if new == 0 => {}
+                Cluster::Zero { host: 0, .. } => {}
+                Cluster::Unallocated => self.set_entry(&mut meta, cluster, new)?,
+                Cluster::Data { .. } | Cluster::Zero { .. } => {
+                    let host = (entry & OFFSET_MASK) >> self.header.cluster_bits;
+                    self.check_owned(self.writer(&mut meta.writer)?, host << self.header.cluster_bits)?;
+                    self.set_entry(&mut meta, cluster, new)?;
+                    self.writer(&mut meta.writer)?.pending.push(host);
+                }
+            }
+        }
+        Ok(())
+    }
+}

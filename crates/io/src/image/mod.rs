@@ -1,0 +1,219 @@
+//! A chain of layers as one virtual disk.
+
+mod write;
+
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+
+use crate::format::qcow2::{Piece, Qcow2};
+use crate::{Device, Error, ErrorKind, Format, Result, Run, RunKind, Runs};
+
+/// Longer chains are refused.
+const MAX_LAYERS: usize = 256;
+/// Bytes of cached tables for a whole image.
+const TABLE_BUDGET: u64 = 8 << 20;
+/// Raw files may end anywhere in the last of these.
+const RAW_BLOCK: u64 = 512;
+
+/// One volume of a chain, as the records describe it.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    /// What it lies on.
+    pub device: Arc<dyn Device>,
+    /// What its bytes mean; never guessed.
+    pub format: Format,
+    /// How much of it shows, in bytes. For the top layer the size of the image, for a lower one what shows
+    /// through the layer above; beyond it are zeroes.
+    pub size: u64,
+}
+
+#[derive(Debug)]
+enum Content {
+    Raw,
+    Qcow2(Box<Qcow2>),
+}
+
+#[derive(Debug)]
+struct Opened {
+    device: Arc<dyn Device>,
+    size: u64,
+    content: Content,
+}
+
+/// A disk: its layers, top first. All calls may come from many threads at once.
+///
+/// Concurrent writes to the same bytes leave one of them, or a mix; writes to different bytes never disturb
+/// each other, also within one cluster.
+#[derive(Debug)]
+pub struct Image {
+    layers: Vec<Opened>,
+    writable: bool,
+    /// Shared by every read and write, exclusive for a flush: when it ends, nobody knows the place of a
+    /// cluster that it freed any more.
+    gate: RwLock<()>,
+}
+
+impl Image {
+    /// Opens the layers, top first; only the top one is ever written. What the headers name is not opened (R2).
+    ///
+    /// `InvalidInput`: no layers, more than 256, a raw layer above another. `Corrupt`: the same storage twice,
+    /// or a qcow2 layer smaller than its `size`. `ShortRead`: a raw device shorter than its `size`, the last
+    /// 512-byte block apart.
+    pub fn open(layers: Vec<Layer>, writable: bool) -> Result<Image> {
+        let invalid = |message| Err(Error::new(ErrorKind::InvalidInput, message));
+        if layers.is_empty() {
+            return invalid("an image needs a layer");
+        }
+        if layers.len() > MAX_LAYERS {
+            return invalid("more than 256 layers");
+        }
+        let mut ids: Vec<_> = layers.iter().map(|layer| layer.device.id()).collect();
+        ids.sort_unstable();
+        if ids.windows(2).any(|pair| pair[0] == pair[1]) {
+            let name = layers[0].device.name();
+            return Err(Error::new(ErrorKind::Corrupt, "the chain contains a volume twice").with_path(name));
+        }
+        let budget = TABLE_BUDGET / layers.len() as u64;
+        let count = layers.len();
+        let mut opened = Vec::with_capacity(count);
+        for (index, Layer { device, format, size }) in layers.into_iter().enumerate() {
+            if i64::try_from(size).is_err() {
+                return invalid("size over 2^63");
+            }
+            let below = index + 1 < count;
+            let content = match format {
+                Format::Raw if below => return invalid("a raw layer cannot have a backing layer"),
+                Format::Raw => {
+                    if device.len()?.next_multiple_of(RAW_BLOCK) < size {
+                        return Err(Error::new(ErrorKind::ShortRead, "the device is shorter than the image")
+                            .with_path(device.name())
+                            .with_range(0, size));
+                    }
+                    Content::Raw
+                }
+                Format::Qcow2 => {
+                    let image = Qcow2::open(Arc::clone(&device), writable && index == 0, below, budget)?;
+                    if image.size() < size {
+                        return Err(Error::new(
+                            ErrorKind::Corrupt,
+                            "the image is smaller than its record says",
+                        )
+                        .with_path(device.name()));
+                    }
+                    Content::Qcow2(Box::new(image))
+                }
+            };
+            opened.push(Opened { device, size, content });
+        }
+        Ok(Image { layers: opened, writable, gate: RwLock::new(()) })
+    }
+
+    /// Bytes of the disk.
+    pub fn size(&self) -> u64 {
+        self.layers.first().map_or(0, |layer| layer.size)
+    }
+
+    /// Keeps flushes out. It guards nothing but the order of things, so that a panic elsewhere does not matter.
+    fn enter(&self) -> RwLockReadGuard<'_, ()> {
+        self.gate.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn check_range(&self, offset: u64, length: u64) -> Result<()> {
+        if offset.checked_add(length).is_none_or(|end| end > self.size()) {
+            let error = Error::new(ErrorKind::InvalidInput, "beyond the end of the disk");
+            let error = match self.layers.first() {
+                Some(top) => error.with_path(top.device.name()),
+                None => error,
+            };
+            return Err(error.with_range(offset, length));
+        }
+        Ok(())
+    }
+
+    /// Fills the buffer from that offset of the disk; `InvalidInput` beyond its end.
+    pub fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.check_range(offset, buffer.len() as u64)?;
+        let _guard = self.enter();
+        self.read_from(0, offset, buffer)
+    }
+
+    /// Reads what the layers from `layer` on show; the range lies within that layer's size or beyond it.
+    fn read_from(&self, layer: usize, mut offset: u64, mut buffer: &mut [u8]) -> Result<()> {
+        while !buffer.is_empty() {
+            let run = self.run_from(layer, offset, buffer.len() as u64)?;
+            let (now, rest) = buffer.split_at_mut(run.length as usize);
+            match run.kind {
+                RunKind::Zero { .. } | RunKind::Hole => now.fill(0),
+                RunKind::Data { layer, device_offset, .. } => {
+                    let layer = &self.layers[layer];
+                    match &layer.content {
+                        Content::Raw => layer.device.read_at(device_offset, now)?,
+                        Content::Qcow2(image) => image.read_data(device_offset, now)?,
+                    }
+                }
+                RunKind::Compressed { layer } => {
+                    return Err(Error::new(ErrorKind::Unsupported, "compressed clusters")
+                        .with_path(self.layers[layer].device.name())
+                        .with_range(offset, run.length));
+                }
+            }
+            offset += run.length;
+            buffer = rest;
+        }
+        Ok(())
+    }
+
+    /// The first run of the map at `offset`, at most `length` bytes long; `length` is not 0.
+    pub fn run(&self, offset: u64, length: u64) -> Result<Run> {
+        self.check_range(offset, length)?;
+        if length == 0 {
+            return Err(Error::new(ErrorKind::InvalidInput, "an empty range has no run"));
+        }
+        self.run_from(0, offset, length)
+    }
+
+    fn run_from(&self, first: usize, offset: u64, mut length: u64) -> Result<Run> {
+        for (index, layer) in self.layers.iter().enumerate().skip(first) {
+            let Some(room) = layer.size.checked_sub(offset).filter(|room| *room > 0) else { break };
+            length = length.min(room);
+            let piece = match &layer.content {
+                Content::Raw => {
+                    // An unaligned file ends before its last block does.
+                    match layer.device.len()?.checked_sub(offset).filter(|room| *room > 0) {
+                        None if layer.size - offset >= RAW_BLOCK => {
+                            return Err(Error::new(ErrorKind::ShortRead, "the device became shorter")
+                                .with_path(layer.device.name())
+                                .with_range(offset, length));
+                        }
+                        None => Piece::Unallocated,
+                        Some(room) => {
+                            length = length.min(room);
+                            let extent = layer.device.extent(offset, length)?;
+                            length = length.min(extent.length.max(1));
+                            if extent.data { Piece::Data(offset) } else { Piece::Unallocated }
+                        }
+                    }
+                }
+                Content::Qcow2(image) => {
+                    let (piece, found) = image.map(offset, length)?;
+                    length = found;
+                    piece
+                }
+            };
+            let kind = match piece {
+                Piece::Unallocated => continue,
+                Piece::Data(device_offset) => {
+                    RunKind::Data { layer: index, device: layer.device.id(), device_offset }
+                }
+                Piece::Zero => RunKind::Zero { layer: index },
+                Piece::Compressed => RunKind::Compressed { layer: index },
+            };
+            return Ok(Run { offset, length, kind });
+        }
+        Ok(Run { offset, length, kind: RunKind::Hole })
+    }
+
+    /// The map of a range, as a stream. A range beyond the end of the disk gives an error as its first item.
+    pub fn runs(&self, offset: u64, length: u64) -> Runs<'_> {
+        Runs::new(self, offset, length)
+    }
+}

@@ -1,0 +1,116 @@
+//! The writing half of an image.
+
+use std::sync::PoisonError;
+
+use super::{Content, Image, Opened};
+use crate::format::qcow2::{Below, Qcow2};
+use crate::{Error, ErrorKind, Result};
+
+/// The layers under the top one.
+struct UnderTop<'a>(&'a Image);
+
+impl Below for UnderTop<'_> {
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        // What lies beyond the disk must not show when it grows.
+        let visible = (self.0.size().saturating_sub(offset) as usize).min(buffer.len());
+        let (now, rest) = buffer.split_at_mut(visible);
+        rest.fill(0);
+        self.0.read_from(1, offset, now)
+    }
+
+    fn is_zero(&self, offset: u64, length: u64) -> Result<bool> {
+        let end = offset.saturating_add(length).min(self.0.size());
+        let mut at = offset;
+        while at < end {
+            let run = self.0.run_from(1, at, end - at)?;
+            if !run.kind.is_zero() {
+                return Ok(false);
+            }
+            at += run.length;
+        }
+        Ok(true)
+    }
+}
+
+impl Image {
+    fn top(&self) -> Result<&Opened> {
+        self.layers.first().ok_or_else(|| Error::new(ErrorKind::InvalidInput, "an image needs a layer"))
+    }
+
+    fn check_write(&self, offset: u64, length: u64) -> Result<&Opened> {
+        let top = self.top()?;
+        if !self.writable {
+            return Err(
+                Error::new(ErrorKind::ReadOnly, "opened for reading only").with_path(top.device.name())
+            );
+        }
+        self.check_range(offset, length)?;
+        Ok(top)
+    }
+
+    /// Calls `work` for the parts of the range that lie under one L2 table each, with flushes kept out; flushes
+    /// between them when too many tables have changed.
+    fn each_part(
+        &self,
+        image: &Qcow2,
+        offset: u64,
+        length: u64,
+        mut work: impl FnMut(u64, u64) -> Result<()>,
+    ) -> Result<()> {
+        let end = offset + length;
+        let mut at = offset;
+        while at < end {
+            if image.is_crowded()? {
+                self.flush()?;
+            }
+            let part = (image.coverage() - at % image.coverage()).min(end - at);
+            let _guard = self.enter();
+            work(at, part)?;
+            at += part;
+        }
+        Ok(())
+    }
+
+    /// Writes at that offset of the disk, into the top layer alone; clusters that are not there yet are made,
+    /// their rest copied from below. Durable after [`Image::flush`].
+    pub fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+        let top = self.check_write(offset, data.len() as u64)?;
+        match &top.content {
+            Content::Raw => top.device.write_at(offset, data),
+            Content::Qcow2(image) => self.each_part(image, offset, data.len() as u64, |at, length| {
+                let from = (at - offset) as usize;
+                image.write(at, &data[from..from + length as usize], &UnderTop(self))
+            }),
+        }
+    }
+
+    /// Makes a range read as zeroes, whatever the layers below hold, and gives back its space where possible.
+    pub fn write_zeroes(&self, offset: u64, length: u64) -> Result<()> {
+        let top = self.check_write(offset, length)?;
+        match &top.content {
+            Content::Raw => top.device.write_zeroes(offset, length),
+            Content::Qcow2(image) => self.each_part(image, offset, length, |at, length| {
+                image.write_zeroes(at, length, self.size(), &UnderTop(self))
+            }),
+        }
+    }
+
+    /// The guest no longer needs the range: it reads as zeroes from now on, as after [`Image::write_zeroes`].
+    pub fn discard(&self, offset: u64, length: u64) -> Result<()> {
+        self.write_zeroes(offset, length)
+    }
+
+    /// Makes all writes that have returned durable, in an order that leaves a valid image at every moment.
+    ///
+    /// After a failure every write and flush of this image fails with `Poisoned`: open it again.
+    pub fn flush(&self) -> Result<()> {
+        let top = self.check_write(0, 0)?;
+        match &top.content {
+            Content::Raw => top.device.flush(),
+            Content::Qcow2(image) => {
+                let _guard = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+                image.flush()
+            }
+        }
+    }
+}

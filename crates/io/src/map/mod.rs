@@ -1,0 +1,114 @@
+//! The first step: where the bytes of an image lie.
+
+use crate::{DeviceId, Image, Result};
+
+/// A piece of the map of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Where in the disk it begins, in bytes.
+    pub offset: u64,
+    /// Its length in bytes, never 0.
+    pub length: u64,
+    /// What it is made of.
+    pub kind: RunKind,
+}
+
+/// What a run is made of. `layer` counts from the top, 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunKind {
+    /// Bytes in place on a device.
+    Data {
+        /// The layer they belong to.
+        layer: usize,
+        /// Its storage.
+        device: DeviceId,
+        /// Where they begin there.
+        device_offset: u64,
+    },
+    /// Compressed data.
+    Compressed {
+        /// The layer it belongs to.
+        layer: usize,
+    },
+    /// Explicit zeroes.
+    Zero {
+        /// The layer that says so.
+        layer: usize,
+    },
+    /// Allocated in no layer: reads as zeroes.
+    Hole,
+}
+
+impl RunKind {
+    /// Whether it is known to read as zeroes.
+    pub fn is_zero(&self) -> bool {
+        matches!(self, RunKind::Zero { .. } | RunKind::Hole)
+    }
+
+    /// What the same run is `bytes` further on.
+    #[must_use]
+    pub(crate) fn advanced(self, bytes: u64) -> RunKind {
+        match self {
+            RunKind::Data { layer, device, device_offset } => {
+                RunKind::Data { layer, device, device_offset: device_offset + bytes }
+            }
+            other => other,
+        }
+    }
+
+    /// Whether both are the same bytes of the same device.
+    pub(crate) fn is_shared(&self, other: &RunKind) -> bool {
+        match (self, other) {
+            (
+                RunKind::Data { device: a, device_offset: x, .. },
+                RunKind::Data { device: b, device_offset: y, .. },
+            ) => a == b && x == y,
+            _ => false,
+        }
+    }
+}
+
+/// The runs of a range, in order; adjacent equal ones are merged. Stops after an error.
+#[derive(Debug)]
+pub struct Runs<'a> {
+    image: &'a Image,
+    offset: u64,
+    end: u64,
+    /// Read already, but not yet known to be complete.
+    next: Option<Run>,
+}
+
+impl<'a> Runs<'a> {
+    pub(crate) fn new(image: &'a Image, offset: u64, length: u64) -> Runs<'a> {
+        Runs { image, offset, end: offset.saturating_add(length), next: None }
+    }
+}
+
+impl Iterator for Runs<'_> {
+    type Item = Result<Run>;
+
+    fn next(&mut self) -> Option<Result<Run>> {
+        let mut run = self.next.take();
+        while self.offset < self.end {
+            let found = match self.image.run(self.offset, self.end - self.offset) {
+                Ok(found) => found,
+                // What was found before goes out first; the next call meets the error again.
+                Err(_) if run.is_some() => break,
+                Err(error) => {
+                    self.end = 0;
+                    return Some(Err(error));
+                }
+            };
+            self.offset += found.length;
+            match &mut run {
+                None => run = Some(found),
+                Some(run) if run.kind.advanced(run.length) == found.kind => run.length += found.length,
+                Some(_) => {
+                    self.next = Some(found);
+                    break;
+                }
+            }
+        }
+        run.map(Ok)
+    }
+}

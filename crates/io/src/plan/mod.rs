@@ -1,0 +1,179 @@
+//! The second step: from maps to moves.
+
+use crate::{Image, Result, Run, RunKind};
+
+/// Data is looked at for zeroes, and two images for differences, in units of this many bytes.
+pub(crate) const UNIT: u64 = 64 << 10;
+
+/// How the bytes of a move get there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Read from the source, written to the target; blocks of zeroes become explicit zeroes.
+    Copy,
+    /// Read from the source; only what is not zero is written, because the target reads as zero there already.
+    CopyNonZero,
+    /// Made to read as zeroes in the target.
+    Zero,
+    /// Read from source and base; written (or zeroed) where they differ.
+    Compare,
+}
+
+/// One step of a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// Offset in source and target, in bytes.
+    pub offset: u64,
+    /// Length in bytes, not 0.
+    pub length: u64,
+    /// What is to be done.
+    pub action: Action,
+}
+
+/// The moves that bring a range of a target in step with its source; what no move covers is right already.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    offset: u64,
+    length: u64,
+    moves: Vec<Move>,
+}
+
+impl Plan {
+    /// The moves, in order of offset, not overlapping, adjacent equal ones merged.
+    pub fn moves(&self) -> &[Move] {
+        &self.moves
+    }
+
+    /// Where the planned range begins.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Length of the planned range in bytes.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Bytes that executing it reads, from source and base together.
+    pub fn read_bytes(&self) -> u64 {
+        self.sum(|action| match action {
+            Action::Copy | Action::CopyNonZero => 1,
+            Action::Zero => 0,
+            Action::Compare => 2,
+        })
+    }
+
+    /// Bytes that executing it writes at most; zeroing is not counted.
+    pub fn write_bytes(&self) -> u64 {
+        self.sum(|action| u64::from(action != Action::Zero))
+    }
+
+    fn sum(&self, weight: impl Fn(Action) -> u64) -> u64 {
+        self.moves.iter().fold(0, |sum, step| sum.saturating_add(step.length * weight(step.action)))
+    }
+
+    fn push(&mut self, offset: u64, length: u64, action: Action) {
+        match self.moves.last_mut() {
+            Some(last) if last.action == action && last.offset + last.length == offset => {
+                last.length += length;
+            }
+            _ => self.moves.push(Move { offset, length, action }),
+        }
+    }
+}
+
+/// What is known of the target before anything is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Target {
+    /// It is an overlay: where it has nothing, the base shows.
+    pub backed: bool,
+    /// Where nothing shows through, it reads as zeroes now: a new sparse file, never a logical volume.
+    pub known_zero: bool,
+}
+
+/// Plans to make the range of a target read as the source does.
+///
+/// Without a base all of it is written, but for zeroes that the target has already. With a base, which must be
+/// what shows through the (empty, backed) target, only what differs: pieces that both share physically and
+/// pieces that both know to be zero are left out without being read. Beyond the end of the base zeroes show.
+pub fn copy(source: &Image, base: Option<&Image>, target: Target, offset: u64, length: u64) -> Result<Plan> {
+    let mut plan = Plan { offset, length, moves: Vec::new() };
+    let mut pieces = Pieces::new(source, base, offset, length);
+    while let Some(piece) = pieces.next()? {
+        let is_zero = piece.source.is_zero();
+        let action = match piece.base {
+            None if target.known_zero && !target.backed => (!is_zero).then_some(Action::CopyNonZero),
+            None if is_zero => Some(Action::Zero),
+            None => Some(Action::Copy),
+            Some(base) if base.is_shared(&piece.source) => None,
+            Some(base) => match (is_zero, base.is_zero()) {
+                (true, true) => None,
+                (true, false) => Some(Action::Zero),
+                (false, true) => Some(Action::CopyNonZero),
+                (false, false) => Some(Action::Compare),
+            },
+        };
+        if let Some(action) = action {
+            plan.push(piece.offset, piece.length, action);
+        }
+    }
+    Ok(plan)
+}
+
+/// A range over which both maps are the same.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Piece {
+    pub offset: u64,
+    pub length: u64,
+    pub source: RunKind,
+    /// `Hole` beyond the end of the base; `None` without a base.
+    pub base: Option<RunKind>,
+}
+
+/// Two maps side by side, as a stream. Either image may end early: a hole then.
+#[derive(Debug)]
+pub(crate) struct Pieces<'a> {
+    source: &'a Image,
+    base: Option<&'a Image>,
+    offset: u64,
+    end: u64,
+    source_run: Option<Run>,
+    base_run: Option<Run>,
+}
+
+impl<'a> Pieces<'a> {
+    pub fn new(source: &'a Image, base: Option<&'a Image>, offset: u64, length: u64) -> Pieces<'a> {
+        let end = offset.saturating_add(length);
+        Pieces { source, base, offset, end, source_run: None, base_run: None }
+    }
+
+    pub fn next(&mut self) -> Result<Option<Piece>> {
+        let (offset, length) = (self.offset, self.end - self.offset.min(self.end));
+        if length == 0 {
+            return Ok(None);
+        }
+        let source = rest(self.source, &mut self.source_run, offset, length)?;
+        let base = match self.base {
+            Some(image) => Some(rest(image, &mut self.base_run, offset, length)?),
+            None => None,
+        };
+        let length = base.map_or(source.length, |base| base.length.min(source.length)).min(length);
+        self.offset += length;
+        Ok(Some(Piece { offset, length, source: source.kind, base: base.map(|run| run.kind) }))
+    }
+}
+
+/// What is left of the remembered run at `offset`, or the next one.
+fn rest(image: &Image, run: &mut Option<Run>, offset: u64, length: u64) -> Result<Run> {
+    let found = match *run {
+        Some(run) if run.offset <= offset && offset - run.offset < run.length => {
+            let gone = offset - run.offset;
+            Run { offset, length: run.length - gone, kind: run.kind.advanced(gone) }
+        }
+        _ => match image.size().checked_sub(offset).filter(|room| *room > 0) {
+            Some(room) => image.run(offset, length.min(room))?,
+            None => Run { offset, length, kind: RunKind::Hole },
+        },
+    };
+    *run = Some(found);
+    Ok(found)
+}
