@@ -12,7 +12,7 @@ pub(super) const CLUSTER_BITS: u32 = 16;
 /// What a new image is to be.
 #[derive(Clone, Debug)]
 pub struct CreateOptions {
-    /// Virtual size in bytes.
+    /// Virtual size in bytes; rounded up to 512, because QEMU would round it down.
     pub size: u64,
     /// What unallocated clusters show.
     pub backing: Option<Backing>,
@@ -43,6 +43,12 @@ pub(super) fn create_with(device: &dyn Device, options: &CreateOptions, cluster_
     if options.preallocate_metadata {
         return Err(unsupported(device, "preallocated metadata"));
     }
+    // QEMU cuts a size that is no multiple of 512 down; the tail of the disk must not get lost.
+    let Some(size) = options.size.checked_next_multiple_of(512).filter(|size| i64::try_from(*size).is_ok())
+    else {
+        return Err(invalid("size over 2^63"));
+    };
+    let options = &CreateOptions { size, ..options.clone() };
     let cluster_size = 1u64 << cluster_bits;
     // One entry even for an empty disk: tables without entries are unusual.
     let l1_entries = options.size.div_ceil(cluster_size * cluster_size / 8).max(1);

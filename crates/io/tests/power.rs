@@ -1,0 +1,305 @@
+//! Power cuts: whatever subset of the unflushed sectors survives, the image has leaks at worst, flushed data
+//! is there, and the rest is old or new, sector by sector.
+#![cfg(feature = "sim")]
+#![allow(clippy::unwrap_used)]
+
+#[path = "common/checker.rs"]
+mod checker;
+mod common;
+
+use std::sync::Arc;
+
+use common::*;
+use vdsmstore_io::{ErrorKind, Format, Image, Layer, Power, SimDevice, SimStorage};
+
+const SECTOR: u64 = 512;
+
+#[derive(Clone, Copy, Debug)]
+enum Op {
+    /// Sectors `first..first + count` become this tag.
+    Write(u64, u64, u64),
+    Zero(u64, u64),
+    Flush,
+}
+
+/// One scenario: how the disk is made and what is done to it.
+#[derive(Clone)]
+struct Scenario {
+    size: u64,
+    cluster_size: u64,
+    backed: bool,
+    /// Done, and flushed, before anything is cut.
+    before: Vec<Op>,
+    ops: Vec<Op>,
+}
+
+/// What each sector may read as: the tag at the last flush, and every one since.
+struct Model(Vec<Vec<u64>>);
+
+impl Model {
+    fn apply(&mut self, op: Op) {
+        let (first, count, tag) = match op {
+            Op::Write(first, count, tag) => (first, count, tag),
+            Op::Zero(first, count) => (first, count, 0),
+            Op::Flush => {
+                for tags in &mut self.0 {
+                    tags.drain(..tags.len() - 1);
+                }
+                return;
+            }
+        };
+        for tags in &mut self.0[first as usize..(first + count) as usize] {
+            tags.push(tag);
+        }
+    }
+}
+
+fn sector(tag: u64, number: u64) -> [u8; 512] {
+    let mut bytes = [0; 512];
+    if tag != 0 {
+        for pair in bytes.chunks_exact_mut(16) {
+            pair[..8].copy_from_slice(&tag.to_le_bytes());
+            pair[8..].copy_from_slice(&number.to_le_bytes());
+        }
+    }
+    bytes
+}
+
+const BASE_TAG: u64 = 0xba5e;
+
+impl Scenario {
+    fn sectors(&self) -> u64 {
+        self.size / SECTOR
+    }
+
+    /// The base is shorter than the disk, and not a multiple of the cluster size.
+    fn base_sectors(&self) -> u64 {
+        if self.backed { self.sectors() * 2 / 3 } else { 0 }
+    }
+
+    fn base(&self) -> Arc<SimStorage> {
+        let bytes: Vec<u8> = (0..self.base_sectors()).flat_map(|n| sector(BASE_TAG, n)).collect();
+        storage_of(&bytes, 2)
+    }
+
+    fn open(
+        &self,
+        top: &Arc<SimStorage>,
+        base: &Arc<SimStorage>,
+        power: &Arc<Power>,
+        writable: bool,
+    ) -> vdsmstore_io::Result<Image> {
+        let device = |storage: &Arc<SimStorage>, writable| {
+            Arc::new(SimDevice::new(Arc::clone(storage), Arc::clone(power), "sim".into(), writable))
+        };
+        let mut layers =
+            vec![Layer { device: device(top, writable), format: Format::Qcow2, size: self.size }];
+        if self.backed {
+            let size = self.base_sectors() * SECTOR;
+            layers.push(Layer { device: device(base, false), format: Format::Raw, size });
+        }
+        Image::open(layers, writable)
+    }
+
+    fn model(&self) -> Model {
+        Model((0..self.sectors()).map(|n| vec![if n < self.base_sectors() { BASE_TAG } else { 0 }]).collect())
+    }
+
+    fn apply(image: &Image, op: Op) -> vdsmstore_io::Result<()> {
+        match op {
+            Op::Write(first, count, tag) => {
+                let data: Vec<u8> = (first..first + count).flat_map(|n| sector(tag, n)).collect();
+                image.write(first * SECTOR, &data)
+            }
+            Op::Zero(first, count) => image.write_zeroes(first * SECTOR, count * SECTOR),
+            Op::Flush => image.flush(),
+        }
+    }
+
+    fn start(&self) -> (Arc<SimStorage>, Model) {
+        let storage = sim_image(self.size, self.cluster_size, self.backed.then_some("base"));
+        let mut model = self.model();
+        let image = self.open(&storage, &self.base(), &Power::new(), true).unwrap();
+        for op in &self.before {
+            Self::apply(&image, *op).unwrap();
+            model.apply(*op);
+        }
+        image.flush().unwrap();
+        model.apply(Op::Flush);
+        (storage, model)
+    }
+
+    /// Cuts the power after `cut` steps (`None`: never) and looks at what is left. Returns the steps taken.
+    fn run(
+        &self,
+        start: &SimStorage,
+        before: &Model,
+        cut: Option<u64>,
+        keep: &mut dyn FnMut() -> bool,
+    ) -> u64 {
+        let storage = SimStorage::new(1, 1);
+        start.clone_to(&storage);
+        storage.crash(&mut || true);
+        let (base, power) = (self.base(), Power::new());
+        let mut model = Model(before.0.clone());
+        power.cut_after(cut);
+        if let Ok(image) = self.open(&storage, &base, &power, true) {
+            for op in &self.ops {
+                let result = Self::apply(&image, *op);
+                if !matches!((op, &result), (Op::Flush, Err(_))) {
+                    model.apply(*op);
+                }
+                match result {
+                    Ok(()) => {}
+                    Err(error) => {
+                        assert!(power.is_off(), "{error:?}");
+                        assert!(matches!(error.kind(), ErrorKind::Io | ErrorKind::Poisoned), "{error:?}");
+                        break;
+                    }
+                }
+            }
+        }
+        storage.crash(keep);
+        self.verify(&storage, &base, &model, cut);
+        power.writes()
+    }
+
+    fn verify(&self, storage: &Arc<SimStorage>, base: &Arc<SimStorage>, model: &Model, cut: Option<u64>) {
+        if let Err(message) = checker::check(&storage.bytes()) {
+            panic!("cut {cut:?}: {message}");
+        }
+        let image = self.open(storage, base, &Power::new(), true).unwrap();
+        let mut bytes = vec![0; self.size as usize];
+        image.read(0, &mut bytes).unwrap();
+        for (number, (found, tags)) in bytes.chunks_exact(512).zip(&model.0).enumerate() {
+            let matches = tags.iter().any(|tag| *found == sector(*tag, number as u64));
+            assert!(matches, "cut {cut:?}, sector {number}: {:x?}, may be {tags:x?}", &found[..16]);
+        }
+        // It can be written on, and stays sound.
+        image.write(0, &sector(99, 0)).unwrap();
+        image.write_zeroes(self.size / 2, self.size / 4).unwrap();
+        image.flush().unwrap();
+        checker::check(&storage.bytes()).unwrap();
+    }
+
+    /// All cuts, each with everything kept, nothing kept and two random subsets.
+    fn cut_everywhere(&self, seed: u64, stride: u64) {
+        let (start, model) = self.start();
+        let steps = self.run(&start, &model, None, &mut || true);
+        assert!(steps > 20, "too few steps to be a test: {steps}");
+        for cut in (0..=steps).step_by(stride as usize) {
+            let mut random = Random::new(seed * 1_000_003 + cut);
+            self.run(&start, &model, Some(cut), &mut || true);
+            self.run(&start, &model, Some(cut), &mut || false);
+            let mut few = random.clone();
+            self.run(&start, &model, Some(cut), &mut || random.below(2) == 0);
+            self.run(&start, &model, Some(cut), &mut || few.below(10) == 0);
+        }
+    }
+}
+
+fn random_ops(seed: u64, count: usize, sectors: u64, longest: u64) -> Vec<Op> {
+    let mut random = Random::new(seed);
+    (0..count)
+        .map(|at| {
+            let first = random.below(sectors);
+            let length = (1 + random.below(longest)).min(sectors - first);
+            match random.below(10) {
+                0..=4 => Op::Write(first, length, 1000 + at as u64),
+                5..=7 => Op::Zero(first, length),
+                _ => Op::Flush,
+            }
+        })
+        .collect()
+}
+
+fn small(backed: bool, seed: u64) -> Scenario {
+    let size = 192 * KIB;
+    let ops = random_ops(seed, 40, size / SECTOR, 40);
+    Scenario { size, cluster_size: 512, backed, before: random_ops(seed + 50, 10, size / SECTOR, 60), ops }
+}
+
+#[test]
+fn tiny_clusters_with_backing() {
+    for seed in 1..4 {
+        small(true, seed).cut_everywhere(seed, 1);
+    }
+}
+
+#[test]
+fn tiny_clusters_without_backing() {
+    for seed in 11..14 {
+        small(false, seed).cut_everywhere(seed, 1);
+    }
+}
+
+#[test]
+fn clusters_of_4_kib() {
+    for seed in 21..23 {
+        let size = MIB;
+        let ops = random_ops(seed, 40, size / SECTOR, 60);
+        let before = random_ops(seed + 50, 10, size / SECTOR, 60);
+        Scenario { size, cluster_size: 4096, backed: seed % 2 == 0, before, ops }.cut_everywhere(seed, 1);
+    }
+}
+
+#[test]
+fn clusters_of_64_kib() {
+    for seed in 31..33 {
+        let size = 2 * MIB;
+        let ops = random_ops(seed, 25, size / SECTOR, 300);
+        let before = random_ops(seed + 50, 5, size / SECTOR, 300);
+        Scenario { size, cluster_size: 65536, backed: seed % 2 == 0, before, ops }.cut_everywhere(seed, 2);
+    }
+}
+
+/// A refcount table of one 512-byte cluster covers 8 MiB: writing past that moves it.
+#[test]
+fn the_refcount_table_moves() {
+    let size = 9 * MIB;
+    let sectors = size / SECTOR;
+    let full = 7 * MIB + 512 * KIB;
+    let before =
+        (0..full / MIB + 1).map(|at| Op::Write(at * 2048, 2048.min(full / SECTOR - at * 2048), 5)).collect();
+    let next = full / SECTOR;
+    let ops = vec![
+        Op::Zero(10, 30),
+        Op::Flush,
+        Op::Write(next, 500, 6),
+        Op::Write(next + 500, 500, 7),
+        Op::Flush,
+        Op::Write(next + 1000, sectors - next - 1000, 8),
+        Op::Zero(100, 300),
+        Op::Flush,
+        Op::Write(100, 50, 9),
+        Op::Flush,
+    ];
+    let scenario = Scenario { size, cluster_size: 512, backed: false, before, ops };
+    let (start, _) = scenario.start();
+    let table_at = |storage: &SimStorage| storage.bytes()[48..56].to_vec();
+    let before = table_at(&start);
+    let power = Power::new();
+    let image = scenario.open(&start, &scenario.base(), &power, true).unwrap();
+    for op in &scenario.ops {
+        Scenario::apply(&image, *op).unwrap();
+    }
+    assert_ne!(table_at(&start), before, "the table did not move: the test tests nothing");
+    scenario.cut_everywhere(77, 7);
+}
+
+#[test]
+fn after_a_failed_flush_nothing_more_is_written() {
+    let scenario = small(false, 5);
+    let (storage, _) = scenario.start();
+    let (base, power) = (scenario.base(), Power::new());
+    let image = scenario.open(&storage, &base, &power, true).unwrap();
+    image.write(0, &sector(1, 0)).unwrap();
+    image.write(100 * SECTOR, &sector(1, 100)).unwrap();
+    image.write_zeroes(0, 100 * SECTOR).unwrap();
+    power.cut_after(Some(1));
+    assert_eq!(image.flush().unwrap_err().kind(), ErrorKind::Io);
+    power.cut_after(None);
+    assert_eq!(image.flush().unwrap_err().kind(), ErrorKind::Poisoned);
+    assert_eq!(image.write_zeroes(512, 1024).unwrap_err().kind(), ErrorKind::Poisoned);
+    assert_eq!(image.write(0, &sector(2, 0)).unwrap_err().kind(), ErrorKind::Poisoned);
+}
