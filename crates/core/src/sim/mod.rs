@@ -1,1 +1,132 @@
-//! The simulated repository: under construction.
+//! A simulated repository on simulated hosts, for crash tests.
+//!
+//! Every change of a record, marker, progress, blob or object is two steps of the host's [`Power`]: visible to
+//! everybody, then durable; a removal of what is garbage anyway is one, durable with the host's next durable change.
+//! Writes and flushes of objects are steps of the same power. So "cut after n steps" stops a host after each single
+//! thing that it does, and [`SimWorld::crash`] decides what of the rest has happened.
+
+mod driver;
+mod state;
+mod volume;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use uuid::Uuid;
+use vdsmstore_io::device::sim::Power;
+
+use crate::id::{BlobId, ImageId, Incarnation, VolumeId};
+use crate::repository::{Driver, HostIdentity, Liveness, Marker, QemuUse, RecordKey};
+use driver::SimDriver;
+use state::{Name, Node, State};
+
+/// What kind of storage is simulated.
+#[derive(Clone, Copy, Debug)]
+pub struct SimOptions {
+    /// Volumes can be cloned.
+    pub reflink: bool,
+    /// What is said of a host that crashed.
+    pub death: Liveness,
+}
+
+impl Default for SimOptions {
+    fn default() -> Self {
+        Self { reflink: false, death: Liveness::CertainlyDead }
+    }
+}
+
+#[derive(Debug)]
+struct World {
+    options: SimOptions,
+    nonce: Uuid,
+    state: Mutex<State>,
+}
+
+impl World {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A repository and all hosts that use it. Clones are the same world; see [`SimWorld::snapshot`] for another one.
+#[derive(Clone, Debug)]
+pub struct SimWorld(Arc<World>);
+
+impl SimWorld {
+    /// An empty repository.
+    pub fn new(options: SimOptions) -> Self {
+        Self(Arc::new(World { options, nonce: Uuid::new_v4(), state: Mutex::default() }))
+    }
+
+    /// A store on a host of its own connects.
+    pub fn connect(&self, host: HostIdentity) -> Arc<dyn Driver> {
+        Arc::new(SimDriver::new(&self.0, host))
+    }
+
+    /// The power supply of a store's host; may be asked for before it connects.
+    pub fn power(&self, host: Incarnation) -> Arc<Power> {
+        self.0.state().power(host)
+    }
+
+    /// The host of that store loses power: its locks are gone, and every change of it that was not durable (a name,
+    /// a sector) is kept or lost as `keep` says, names first, in an order that only depends on the world.
+    pub fn crash(&self, host: Incarnation, keep: &mut dyn FnMut() -> bool) {
+        self.0.state().crash(host, keep);
+    }
+
+    /// A world of its own that is equal to this one now, but that what was written to objects is durable there. Its
+    /// hosts hold their locks until they are crashed there; this world's drivers do not reach it.
+    #[must_use]
+    pub fn snapshot(&self) -> Self {
+        let World { options, nonce, .. } = *self.0;
+        Self(Arc::new(World { options, nonce, state: Mutex::new(self.0.state().duplicate()) }))
+    }
+
+    /// The put after `puts` others, by whatever host, will answer that it does not know whether it `happened`.
+    pub fn inject_unknown(&self, puts: u64, happened: bool) {
+        self.0.state().unknown = Some((puts, happened));
+    }
+
+    /// What QEMU processes do with a volume from now on.
+    pub fn set_qemu(&self, volume: VolumeId, qemu: QemuUse) {
+        self.0.state().qemu.insert(volume, qemu);
+    }
+
+    /// All records that exist, deleted ones not.
+    pub fn records(&self) -> Vec<RecordKey> {
+        self.collect(|name, node| match (name, node) {
+            (Name::Record(key), Node::Record { bytes: Some(_), .. }) => Some(key),
+            _ => None,
+        })
+    }
+
+    /// All markers.
+    pub fn markers(&self) -> Vec<Marker> {
+        self.collect(|name, _| match name {
+            Name::Child(image, volume) => Some(Marker::Child(image, volume)),
+            Name::Holder(volume, image) => Some(Marker::Holder(volume, image)),
+            _ => None,
+        })
+    }
+
+    /// All blobs.
+    pub fn blobs(&self) -> Vec<(ImageId, BlobId)> {
+        self.collect(|name, _| if let Name::Blob(image, blob) = name { Some((image, blob)) } else { None })
+    }
+
+    /// All data objects.
+    pub fn objects(&self) -> Vec<VolumeId> {
+        self.collect(|name, _| if let Name::Object(volume) = name { Some(volume) } else { None })
+    }
+
+    /// The bytes of a data object as everybody sees them.
+    pub fn bytes(&self, volume: VolumeId) -> Option<Vec<u8>> {
+        match self.0.state().visible(Name::Object(volume)) {
+            Some(Node::Object(storage)) => Some(storage.bytes()),
+            _ => None,
+        }
+    }
+
+    fn collect<T>(&self, mut pick: impl FnMut(Name, &Node) -> Option<T>) -> Vec<T> {
+        self.0.state().names().filter_map(|(name, node)| pick(name, node)).collect()
+    }
+}

@@ -1,0 +1,439 @@
+//! The driver of one simulated host.
+
+use std::any::Any;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, MutexGuard};
+
+use uuid::Uuid;
+use vdsmstore_io::Device as _;
+use vdsmstore_io::device::sim::{Power, SimDevice, SimStorage};
+
+use super::World;
+use super::state::{Host, Locked, Name, Node, State, id};
+use super::volume::{Held, LockedDevice};
+use crate::id::{BlobId, ImageId, Incarnation, VolumeId};
+use crate::repository::{
+    Access, Capabilities, CopyOnWrite, Driver, Generation, Guard, HostIdentity, HostRecord, Liveness, Marker,
+    OpenVolume, Put, QemuUse, Read, RecordKey, RecordKind, Usage, Versioned, shard_of,
+};
+use crate::{Error, ErrorKind, Result};
+
+/// Files of this many bytes in all fit in; nobody counts them.
+const CAPACITY: u64 = 1 << 40;
+
+#[derive(Debug)]
+pub(super) struct SimDriver {
+    world: Arc<World>,
+    host: HostIdentity,
+    power: Arc<Power>,
+    closed: AtomicBool,
+}
+
+/// What a compare-and-set puts: None deletes.
+type Content<'a> = Option<&'a [u8]>;
+
+impl SimDriver {
+    pub(super) fn new(world: &Arc<World>, host: HostIdentity) -> Self {
+        let mut state = world.state();
+        state.hosts.insert(host.incarnation, Host { identity: host.clone(), alive: true });
+        let power = state.power(host.incarnation);
+        drop(state);
+        Self { world: world.clone(), host, power, closed: AtomicBool::new(false) }
+    }
+
+    fn me(&self) -> Incarnation {
+        self.host.incarnation
+    }
+
+    /// The world, if this host can still reach it.
+    fn enter(&self) -> Result<MutexGuard<'_, State>> {
+        self.power.check()?;
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::Closed, "the connection is closed"));
+        }
+        Ok(self.world.state())
+    }
+
+    /// Visible is one step, durable the next.
+    fn change(&self, state: &mut State, name: Name, node: Option<Node>) -> Result<()> {
+        self.power.step()?;
+        state.change(self.me(), name, node);
+        self.power.step()?;
+        state.sync_all_of(self.me(), name);
+        Ok(())
+    }
+
+    /// One step; durable with the next change.
+    fn remove(&self, name: Name) -> Result<()> {
+        let mut state = self.enter()?;
+        if state.visible(name).is_some() {
+            self.power.step()?;
+            state.change(self.me(), name, None);
+        }
+        Ok(())
+    }
+
+    fn compare_and_set(
+        &self,
+        key: RecordKey,
+        fits: impl Fn(Generation, bool) -> bool,
+        content: Content<'_>,
+    ) -> Result<Put> {
+        let mut state = self.enter()?;
+        let unknown = match state.unknown {
+            Some((0, happened)) => {
+                state.unknown = None;
+                Some(happened)
+            }
+            Some((puts, happened)) => {
+                state.unknown = Some((puts - 1, happened));
+                None
+            }
+            None => None,
+        };
+        if unknown == Some(false) {
+            return Ok(Put::Unknown);
+        }
+        let name = Name::Record(key);
+        let (generation, exists) = match state.visible(name) {
+            Some(Node::Record { generation, bytes }) => (*generation, bytes.is_some()),
+            _ => (0, false),
+        };
+        if !fits(generation, exists) {
+            return Ok(Put::Conflict);
+        }
+        let generation = generation + 1;
+        let node = Node::Record { generation, bytes: content.map(<[u8]>::to_vec) };
+        self.change(&mut state, name, Some(node))?;
+        Ok(if unknown.is_some() { Put::Unknown } else { Put::Done(generation) })
+    }
+
+    fn lock(&self, what: Locked) -> Result<Option<Held>> {
+        let token = self.enter()?.lock(self.me(), what);
+        Ok(token.map(|token| Held::new(&self.world, token)))
+    }
+
+    fn lock_volume(&self, volume: VolumeId, access: Access) -> Result<Held> {
+        let in_use = |why| Error::new(ErrorKind::ImageInUse, format!("volume {volume}: {why}"));
+        let held = self
+            .lock(Locked::Volume(volume, access))?
+            .ok_or_else(|| in_use("somebody else works with it"))?;
+        let qemu = self.qemu_use(volume)?;
+        match access {
+            Access::Write if qemu.open || qemu.writing => Err(in_use("a QEMU process has it open")),
+            Access::ReadStill if qemu.writing => Err(in_use("a QEMU process has it open")),
+            _ => Ok(held),
+        }
+    }
+
+    fn object(state: &State, volume: VolumeId) -> Result<Arc<SimStorage>> {
+        match state.visible(Name::Object(volume)) {
+            Some(Node::Object(storage)) => Ok(storage.clone()),
+            _ => Err(Error::new(
+                ErrorKind::ImageBroken,
+                format!("volume {volume}: the data object is not there"),
+            )),
+        }
+    }
+
+    fn opened(
+        &self,
+        state: &mut State,
+        volume: VolumeId,
+        storage: Arc<SimStorage>,
+        access: Access,
+        lock: Held,
+    ) -> OpenVolume {
+        let writable = matches!(access, Access::Write | Access::Lease);
+        if writable {
+            state.writers.insert(id(&storage), self.me());
+        }
+        let device = SimDevice::new(storage, self.power.clone(), object_path(volume), writable);
+        OpenVolume { device: Arc::new(LockedDevice { device, _lock: lock }) }
+    }
+
+    fn names<T>(&self, mut pick: impl FnMut(Name) -> Option<T>) -> Result<Vec<T>> {
+        Ok(self.enter()?.names().filter_map(|(name, _)| pick(name)).collect())
+    }
+}
+
+fn object_path(volume: VolumeId) -> String {
+    format!("/simulated/data/{volume}")
+}
+
+impl Drop for SimDriver {
+    fn drop(&mut self) {
+        // As when a process ends: the record stays.
+        if let Some(host) = self.world.state().hosts.get_mut(&self.me()) {
+            host.alive = false;
+        }
+    }
+}
+
+impl Driver for SimDriver {
+    fn format(&self) -> &'static str {
+        "simulated-1.0"
+    }
+
+    fn location(&self) -> String {
+        "/simulated".to_owned()
+    }
+
+    fn repository_nonce(&self) -> Uuid {
+        self.world.nonce
+    }
+
+    fn features(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn read_only(&self) -> bool {
+        false
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let reflink = self.world.options.reflink;
+        Capabilities { reflink, thin: true, discard: true, multi_host: true, server_copy: false }
+    }
+
+    fn copy_on_write(&self) -> CopyOnWrite {
+        if self.world.options.reflink { CopyOnWrite::Reflink } else { CopyOnWrite::Overlay }
+    }
+
+    fn usage(&self) -> Result<Usage> {
+        drop(self.enter()?);
+        Ok(Usage { capacity: CAPACITY, available: CAPACITY })
+    }
+
+    fn get(&self, key: RecordKey, read: Read) -> Result<Option<Versioned>> {
+        let mut state = self.enter()?;
+        if read == Read::Fresh {
+            state.sync(Name::Record(key));
+        }
+        Ok(match state.visible(Name::Record(key)) {
+            Some(Node::Record { generation, bytes: Some(bytes) }) => {
+                Some(Versioned { bytes: bytes.clone(), generation: *generation })
+            }
+            _ => None,
+        })
+    }
+
+    fn put(&self, key: RecordKey, expect: Option<Generation>, bytes: &[u8]) -> Result<Put> {
+        match expect {
+            Some(expect) => self.compare_and_set(key, |generation, _| generation == expect, Some(bytes)),
+            None => self.compare_and_set(key, |_, exists| !exists, Some(bytes)),
+        }
+    }
+
+    fn delete(&self, key: RecordKey, expect: Generation) -> Result<Put> {
+        match expect {
+            0 => self.compare_and_set(key, |_, exists| !exists, None),
+            _ => self.compare_and_set(key, |generation, _| generation == expect, None),
+        }
+    }
+
+    fn list(&self, kind: RecordKind, shard: u16) -> Result<Vec<(Uuid, Generation)>> {
+        let state = self.enter()?;
+        let pick = |(name, node): (Name, &Node)| match (kind, name, node) {
+            (
+                RecordKind::Image,
+                Name::Record(RecordKey::Image(ImageId(id))),
+                Node::Record { generation, .. },
+            )
+            | (
+                RecordKind::Volume,
+                Name::Record(RecordKey::Volume(VolumeId(id))),
+                Node::Record { generation, .. },
+            ) => (shard_of(id) == shard).then_some((id, *generation)),
+            _ => None,
+        };
+        Ok(state.names().filter_map(pick).collect())
+    }
+
+    fn mark(&self, marker: Marker) -> Result<()> {
+        let mut state = self.enter()?;
+        self.change(&mut state, marker.into(), Some(Node::Marker))
+    }
+
+    fn unmark(&self, marker: Marker) -> Result<()> {
+        self.remove(marker.into())
+    }
+
+    fn children(&self, image: ImageId) -> Result<Vec<VolumeId>> {
+        self.names(|name| match name {
+            Name::Child(of, volume) if of == image => Some(volume),
+            _ => None,
+        })
+    }
+
+    fn holders(&self, volume: VolumeId) -> Result<Vec<ImageId>> {
+        self.names(|name| match name {
+            Name::Holder(of, image) if of == volume => Some(image),
+            _ => None,
+        })
+    }
+
+    fn put_progress(&self, image: ImageId, bytes: &[u8]) -> Result<()> {
+        let mut state = self.enter()?;
+        self.change(&mut state, Name::Progress(image), Some(Node::Bytes(bytes.to_vec())))
+    }
+
+    fn get_progress(&self, image: ImageId) -> Result<Option<Vec<u8>>> {
+        Ok(match self.enter()?.visible(Name::Progress(image)) {
+            Some(Node::Bytes(bytes)) => Some(bytes.clone()),
+            _ => None,
+        })
+    }
+
+    fn delete_progress(&self, image: ImageId) -> Result<()> {
+        self.remove(Name::Progress(image))
+    }
+
+    fn put_blob(&self, owner: ImageId, blob: BlobId, bytes: &[u8]) -> Result<()> {
+        let mut state = self.enter()?;
+        self.change(&mut state, Name::Blob(owner, blob), Some(Node::Bytes(bytes.to_vec())))
+    }
+
+    fn get_blob(&self, owner: ImageId, blob: BlobId) -> Result<Vec<u8>> {
+        if let Some(Node::Bytes(bytes)) = self.enter()?.visible(Name::Blob(owner, blob)) {
+            return Ok(bytes.clone());
+        }
+        let message = format!("blob {blob} of image {owner} is not there");
+        Err(Error::new(ErrorKind::CorruptRecord, message))
+    }
+
+    fn delete_blob(&self, owner: ImageId, blob: BlobId) -> Result<()> {
+        self.remove(Name::Blob(owner, blob))
+    }
+
+    fn blobs(&self, owner: ImageId) -> Result<Vec<BlobId>> {
+        self.names(|name| match name {
+            Name::Blob(of, blob) if of == owner => Some(blob),
+            _ => None,
+        })
+    }
+
+    fn create_volume(&self, volume: VolumeId) -> Result<OpenVolume> {
+        let lock = self.lock_volume(volume, Access::Write)?;
+        let mut state = self.enter()?;
+        if let Ok(storage) = Self::object(&state, volume) {
+            state.sync_all_of(self.me(), Name::Object(volume));
+            let open = self.opened(&mut state, volume, storage, Access::Write, lock);
+            drop(state);
+            open.device.set_len(0)?;
+            open.device.flush()?;
+            return Ok(open);
+        }
+        let storage = SimStorage::new(self.world.nonce.as_u64_pair().0, state.next());
+        self.change(&mut state, Name::Object(volume), Some(Node::Object(storage.clone())))?;
+        Ok(self.opened(&mut state, volume, storage, Access::Write, lock))
+    }
+
+    fn clone_volume(&self, source: &OpenVolume, target: VolumeId) -> Result<OpenVolume> {
+        if !self.world.options.reflink {
+            return Err(Error::new(ErrorKind::UnsupportedOperation, "the simulated storage cannot clone"));
+        }
+        let lock = self.lock_volume(target, Access::Write)?;
+        let mut state = self.enter()?;
+        let wanted = source.device.id();
+        let found = state.names().find_map(|(_, node)| match node {
+            Node::Object(storage) if id(storage) == wanted => Some(storage.clone()),
+            _ => None,
+        });
+        let Some(from) = found else {
+            let message = format!("{} is not a volume of this repository", source.device.name());
+            return Err(Error::new(ErrorKind::Internal, message));
+        };
+        let storage = SimStorage::new(wanted.domain, state.next());
+        self.power.step()?;
+        from.clone_to(&storage);
+        SimDevice::new(storage.clone(), self.power.clone(), object_path(target), true).flush()?;
+        self.change(&mut state, Name::Object(target), Some(Node::Object(storage.clone())))?;
+        Ok(self.opened(&mut state, target, storage, Access::Write, lock))
+    }
+
+    fn open_volume(&self, volume: VolumeId, access: Access) -> Result<OpenVolume> {
+        // Before the lock: what is not there is broken, not in use.
+        Self::object(&*self.enter()?, volume)?;
+        let lock = self.lock_volume(volume, access)?;
+        let mut state = self.enter()?;
+        let storage = Self::object(&state, volume)?;
+        Ok(self.opened(&mut state, volume, storage, access, lock))
+    }
+
+    fn delete_volume(&self, volume: VolumeId, locked: OpenVolume) -> Result<()> {
+        let mut state = self.enter()?;
+        if let Ok(storage) = Self::object(&state, volume) {
+            if id(&storage) != locked.device.id() {
+                let message = format!("volume {volume} is to be deleted with the lock of another volume");
+                return Err(Error::new(ErrorKind::Internal, message));
+            }
+            self.change(&mut state, Name::Object(volume), None)?;
+        }
+        // The lock needs the world to be let go.
+        drop(state);
+        drop(locked);
+        Ok(())
+    }
+
+    fn volume_exists(&self, volume: VolumeId) -> Result<bool> {
+        Ok(self.enter()?.visible(Name::Object(volume)).is_some())
+    }
+
+    fn allocated(&self, volume: VolumeId) -> Result<u64> {
+        let storage = Self::object(&*self.enter()?, volume)?;
+        let device = SimDevice::new(storage, self.power.clone(), object_path(volume), false);
+        let (mut offset, mut sum, end) = (0, 0, device.len()?);
+        while offset < end {
+            let extent = device.extent(offset, end - offset)?;
+            sum += if extent.data { extent.length } else { 0 };
+            offset += extent.length;
+        }
+        Ok(sum)
+    }
+
+    /// A path as on other storage, but nothing is there.
+    fn path(&self, volume: VolumeId) -> Option<PathBuf> {
+        Some(object_path(volume).into())
+    }
+
+    fn qemu_use(&self, volume: VolumeId) -> Result<QemuUse> {
+        Ok(self.enter()?.qemu.get(&volume).copied().unwrap_or_default())
+    }
+
+    fn lock_image(&self, image: ImageId) -> Result<Option<Box<dyn Guard>>> {
+        Ok(self.lock(Locked::Image(image))?.map(|held| Box::new(held) as Box<dyn Guard>))
+    }
+
+    fn host(&self) -> &HostIdentity {
+        &self.host
+    }
+
+    fn host_record(&self, incarnation: Incarnation) -> Result<Option<HostRecord>> {
+        Ok(self.enter()?.hosts.get(&incarnation).map(|host| HostRecord {
+            host_id: host.identity.host_id.clone(),
+            boot_id: host.identity.boot_id.clone(),
+        }))
+    }
+
+    fn liveness(&self, incarnation: Incarnation) -> Result<Liveness> {
+        Ok(match self.enter()?.hosts.get(&incarnation) {
+            // Closed in order, or never there.
+            None => Liveness::CertainlyDead,
+            Some(host) if host.alive => Liveness::Alive,
+            Some(_) => self.world.options.death,
+        })
+    }
+
+    fn close(&self) -> Result<()> {
+        let mut state = self.enter()?;
+        self.closed.store(true, Ordering::Release);
+        state.hosts.remove(&self.me());
+        Ok(())
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}

@@ -1,0 +1,268 @@
+//! What the simulated storage holds: what everybody sees, and what of it survives a power cut.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use vdsmstore_io::device::sim::{Power, SimDevice, SimStorage};
+use vdsmstore_io::{Device as _, DeviceId};
+
+use crate::id::{BlobId, ImageId, Incarnation, VolumeId};
+use crate::repository::{Access, Generation, HostIdentity, Marker, QemuUse, RecordKey};
+
+/// Everything that has a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Name {
+    Record(RecordKey),
+    Child(ImageId, VolumeId),
+    Holder(VolumeId, ImageId),
+    Progress(ImageId),
+    Blob(ImageId, BlobId),
+    Object(VolumeId),
+}
+
+impl From<Marker> for Name {
+    fn from(marker: Marker) -> Self {
+        match marker {
+            Marker::Child(image, volume) => Name::Child(image, volume),
+            Marker::Holder(volume, image) => Name::Holder(volume, image),
+        }
+    }
+}
+
+/// What a name stands for.
+#[derive(Clone, Debug)]
+pub(super) enum Node {
+    /// `bytes` None: deleted.
+    Record {
+        generation: Generation,
+        bytes: Option<Vec<u8>>,
+    },
+    Marker,
+    Bytes(Vec<u8>),
+    Object(Arc<SimStorage>),
+}
+
+/// The history of one name since it was last durable.
+#[derive(Clone, Debug, Default)]
+struct Slot {
+    durable: Option<Node>,
+    /// In order, each with the host that changed it.
+    pending: Vec<(Incarnation, Option<Node>)>,
+}
+
+impl Slot {
+    fn visible(&self) -> Option<&Node> {
+        self.pending.last().map_or(self.durable.as_ref(), |(_, node)| node.as_ref())
+    }
+}
+
+/// What is locked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Locked {
+    Image(ImageId),
+    Volume(VolumeId, Access),
+}
+
+impl Locked {
+    fn collides(self, other: Locked) -> bool {
+        let shared = |access| matches!(access, Access::Read | Access::ReadStill);
+        match (self, other) {
+            (Locked::Image(a), Locked::Image(b)) => a == b,
+            (Locked::Volume(a, mine), Locked::Volume(b, theirs)) => {
+                a == b && !(shared(mine) && shared(theirs))
+            }
+            _ => false,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Lock {
+    token: u64,
+    holder: Incarnation,
+    what: Locked,
+}
+
+/// A registered store.
+#[derive(Clone, Debug)]
+pub(super) struct Host {
+    pub(super) identity: HostIdentity,
+    pub(super) alive: bool,
+}
+
+/// All of a world.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    slots: BTreeMap<Name, Slot>,
+    /// Names whose slot has something pending.
+    dirty: BTreeSet<Name>,
+    locks: Vec<Lock>,
+    pub(super) hosts: BTreeMap<Incarnation, Host>,
+    powers: BTreeMap<Incarnation, Arc<Power>>,
+    /// Who opened an object for writing last: whose power cut loses what is not flushed.
+    pub(super) writers: BTreeMap<DeviceId, Incarnation>,
+    pub(super) qemu: BTreeMap<VolumeId, QemuUse>,
+    /// The put that many puts from now has an unknown outcome; whether it happens.
+    pub(super) unknown: Option<(u64, bool)>,
+    /// For lock tokens and objects.
+    counter: u64,
+}
+
+impl State {
+    pub(super) fn next(&mut self) -> u64 {
+        self.counter += 1;
+        self.counter
+    }
+
+    /// Made when first asked for, so that a cut can be planned before the host connects.
+    pub(super) fn power(&mut self, host: Incarnation) -> Arc<Power> {
+        self.powers.entry(host).or_default().clone()
+    }
+
+    pub(super) fn visible(&self, name: Name) -> Option<&Node> {
+        self.slots.get(&name)?.visible()
+    }
+
+    /// All names that are visible, in order.
+    pub(super) fn names(&self) -> impl Iterator<Item = (Name, &Node)> {
+        self.slots.iter().filter_map(|(name, slot)| Some((*name, slot.visible()?)))
+    }
+
+    /// Everybody sees it from now on; durable it is not.
+    pub(super) fn change(&mut self, by: Incarnation, name: Name, node: Option<Node>) {
+        self.slots.entry(name).or_default().pending.push((by, node));
+        self.dirty.insert(name);
+    }
+
+    /// What is visible under the name becomes durable.
+    pub(super) fn sync(&mut self, name: Name) {
+        self.dirty.remove(&name);
+        let Some(slot) = self.slots.get_mut(&name) else { return };
+        if let Some((_, node)) = slot.pending.drain(..).next_back() {
+            slot.durable = node;
+        }
+        if slot.durable.is_none() {
+            self.slots.remove(&name);
+        }
+    }
+
+    /// The same, and with it what that host has merely removed before.
+    pub(super) fn sync_all_of(&mut self, by: Incarnation, name: Name) {
+        let removed = |name: &Name| {
+            let last = self.slots.get(name).and_then(|slot| slot.pending.last());
+            last.is_some_and(|(host, node)| *host == by && node.is_none())
+        };
+        for name in self.dirty.iter().copied().filter(removed).chain([name]).collect::<Vec<_>>() {
+            self.sync(name);
+        }
+    }
+
+    /// The token of the lock, if nobody has one that collides.
+    pub(super) fn lock(&mut self, holder: Incarnation, what: Locked) -> Option<u64> {
+        if self.locks.iter().any(|lock| lock.what.collides(what)) {
+            return None;
+        }
+        let token = self.next();
+        self.locks.push(Lock { token, holder, what });
+        Some(token)
+    }
+
+    pub(super) fn unlock(&mut self, token: u64) {
+        self.locks.retain(|lock| lock.token != token);
+    }
+
+    /// The host is gone, and with each of its changes what `keep` does not keep.
+    pub(super) fn crash(&mut self, host: Incarnation, keep: &mut dyn FnMut() -> bool) {
+        let power = self.power(host);
+        power.cut_after(Some(0));
+        // The step that meets the cut.
+        let _ = power.step();
+        self.locks.retain(|lock| lock.holder != host);
+        if let Some(host) = self.hosts.get_mut(&host) {
+            host.alive = false;
+        }
+        let mut objects = BTreeMap::new();
+        for slot in self.slots.values() {
+            for node in slot.pending.iter().filter_map(|(_, node)| node.as_ref()).chain(&slot.durable) {
+                if let Node::Object(storage) = node {
+                    objects.insert(id(storage), storage.clone());
+                }
+            }
+        }
+        for name in std::mem::take(&mut self.dirty) {
+            let Some(slot) = self.slots.get_mut(&name) else { continue };
+            let mut left = Vec::new();
+            for (by, node) in std::mem::take(&mut slot.pending) {
+                if by != host {
+                    left.push((by, node));
+                } else if keep() {
+                    // With it everything that was under it.
+                    left.clear();
+                    slot.durable = node;
+                }
+            }
+            slot.pending = left;
+            if !slot.pending.is_empty() {
+                self.dirty.insert(name);
+            } else if slot.durable.is_none() {
+                self.slots.remove(&name);
+            }
+        }
+        for (id, storage) in objects {
+            if self.writers.get(&id) == Some(&host) {
+                storage.crash(keep);
+            }
+        }
+    }
+
+    /// A world of its own that is equal to this one.
+    pub(super) fn duplicate(&self) -> State {
+        let mut copies = BTreeMap::new();
+        let mut copy = |node: &Node| match node {
+            Node::Object(storage) => {
+                Node::Object(copies.entry(id(storage)).or_insert_with(|| duplicate(storage)).clone())
+            }
+            node => node.clone(),
+        };
+        let mut slots = BTreeMap::new();
+        for (name, slot) in &self.slots {
+            let pending = slot.pending.iter().map(|(by, node)| (*by, node.as_ref().map(&mut copy))).collect();
+            let durable = slot.durable.as_ref().map(&mut copy);
+            slots.insert(*name, Slot { durable, pending });
+        }
+        let powers = self.powers.iter().map(|(host, power)| {
+            let copy = Power::new();
+            if power.is_off() {
+                copy.cut_after(Some(0));
+                let _ = copy.step();
+            }
+            (*host, copy)
+        });
+        State {
+            slots,
+            dirty: self.dirty.clone(),
+            locks: self.locks.clone(),
+            hosts: self.hosts.clone(),
+            powers: powers.collect(),
+            writers: self.writers.clone(),
+            qemu: self.qemu.clone(),
+            unknown: self.unknown,
+            counter: self.counter,
+        }
+    }
+}
+
+/// The identity of an object.
+pub(super) fn id(storage: &Arc<SimStorage>) -> DeviceId {
+    SimDevice::new(storage.clone(), Power::new(), String::new(), false).id()
+}
+
+/// Takes what is written for flushed: the storage does not tell which is which.
+fn duplicate(storage: &Arc<SimStorage>) -> Arc<SimStorage> {
+    let DeviceId { domain, object } = id(storage);
+    let copy = SimStorage::new(domain, object);
+    storage.clone_to(&copy);
+    let flushed = SimDevice::new(copy.clone(), Power::new(), String::new(), true).flush();
+    debug_assert!(flushed.is_ok(), "its power is on");
+    copy
+}
