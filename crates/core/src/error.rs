@@ -151,6 +151,13 @@ impl Error {
         self
     }
 
+    /// The same error once more, without the cause: for everybody who waits for one task.
+    pub(crate) fn again(&self) -> Self {
+        let mut copy = Self::new(self.0.kind, self.0.message.clone());
+        copy.0.details.clone_from(&self.0.details);
+        copy
+    }
+
     /// The kind.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind

@@ -1,9 +1,15 @@
 //! The storage engine: repositories, records, locks, image graphs, jobs, and the API's verbs.
+//!
+//! [`Store`] is where to begin.
 
 mod error;
+mod graph;
 pub mod id;
 mod image;
+mod job;
 pub mod options;
+mod record;
+mod repo;
 pub mod repository;
 #[cfg(feature = "sim")]
 pub mod sim;

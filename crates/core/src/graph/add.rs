@@ -1,0 +1,243 @@
+//! Add new: a volume and an image are announced, so that any host can fill and seal them.
+//!
+//! Order: child marker, volume record (filling), holder marker, image record (pending), then a look at the base. The
+//! call may return after that; the data object is created by the fill.
+
+use crate::id::{ImageId, Token, VolumeId};
+use crate::options::Strategy;
+use crate::record::{Backing, Fill, ImageRecord, Kind, State, VolumeFormat, VolumeRecord, VolumeState};
+use crate::repo::{Change, Repo};
+use crate::repository::Marker;
+use crate::{Error, ErrorKind, Result};
+
+use super::now;
+
+/// A volume to be made.
+#[derive(Clone, Debug)]
+pub(crate) struct NewVolume {
+    pub format: VolumeFormat,
+    pub size: u64,
+    pub backing: Option<Backing>,
+    pub fill: Fill,
+}
+
+/// An image to be made on a new volume.
+#[derive(Clone, Debug)]
+pub(crate) struct NewImage<'a> {
+    pub id: ImageId,
+    pub kind: Kind,
+    pub size: u64,
+    pub strategy: Strategy,
+    pub user_data: &'a str,
+    pub request: Option<String>,
+    pub token: Token,
+}
+
+/// What became of an intent.
+#[derive(Debug)]
+pub(crate) enum Intended {
+    /// It is durable; the image is pending.
+    New(ImageRecord),
+    /// The id is taken, by this.
+    Taken(ImageRecord),
+}
+
+/// Announces a volume: from here on it may be pointed at by `holder`.
+pub(crate) fn announce_volume(repo: &Repo, new: NewVolume, holder: ImageId) -> Result<VolumeRecord> {
+    let id = VolumeId::random();
+    let mut record = VolumeRecord {
+        header: repo.header(id.0),
+        format: new.format,
+        size: new.size,
+        backing: new.backing,
+        mirror: None,
+        state: VolumeState::Filling,
+        fill: Some(new.fill),
+        unknown: Default::default(),
+    };
+    let announced = (|| {
+        if let Some(backing) = &record.backing {
+            repo.driver.mark(Marker::Child(backing.image, id))?;
+        }
+        // Any generation but the first: a deleter took the marker for stale and buried the id.
+        if !repo.create(&mut record)? || record.header.generation != 1 {
+            let message = format!("the new volume {id} was taken for garbage");
+            return Err(Error::new(ErrorKind::Conflict, message));
+        }
+        repo.driver.mark(Marker::Holder(id, holder))
+    })();
+    match announced {
+        Ok(()) => Ok(record),
+        Err(error) => {
+            withdraw_volume(repo, &record, holder);
+            Err(error)
+        }
+    }
+}
+
+/// Takes back a volume that no image points at. What fails here is garbage that a check finds.
+pub(crate) fn withdraw_volume(repo: &Repo, record: &VolumeRecord, holder: ImageId) {
+    let id = record.id();
+    let withdrawn = (|| -> Result<()> {
+        if let Some(now) = repo.volume(id)? {
+            repo.delete(&now)?;
+        }
+        repo.driver.unmark(Marker::Holder(id, holder))?;
+        if let Some(backing) = &record.backing {
+            repo.driver.unmark(Marker::Child(backing.image, id))?;
+        }
+        Ok(())
+    })();
+    // The error that led here matters more than this one.
+    drop(withdrawn);
+}
+
+/// Announces a new image on a new volume.
+pub(crate) fn intend(repo: &Repo, new: &NewImage<'_>, volume: NewVolume) -> Result<Intended> {
+    if let Some(taken) = repo.image(new.id)? {
+        return Ok(Intended::Taken(taken));
+    }
+    let backing = volume.backing.clone();
+    let volume = announce_volume(repo, volume, new.id)?;
+    let intended = (|| {
+        let mut image = pending(repo, new, volume.id())?;
+        if !repo.create(&mut image)? {
+            let taken = repo.image(new.id)?.ok_or_else(|| repo.image_not_found(new.id))?;
+            drop_user_data(repo, &image);
+            return Ok(Intended::Taken(taken));
+        }
+        if let Some(backing) = &backing
+            && let Err(error) = look(repo, backing.image, true)
+        {
+            cancel(repo, new.id)?;
+            return Err(error);
+        }
+        Ok(Intended::New(image))
+    })();
+    if !matches!(intended, Ok(Intended::New(_))) {
+        withdraw_volume(repo, &volume, new.id);
+    }
+    intended
+}
+
+/// The record of an image that is not readable yet.
+pub(crate) fn pending(repo: &Repo, new: &NewImage<'_>, volume: VolumeId) -> Result<ImageRecord> {
+    Ok(ImageRecord {
+        header: repo.header(new.id.0),
+        kind: new.kind,
+        state: State::Pending,
+        absorbed_by: None,
+        size: new.size,
+        strategy: new.strategy,
+        created: now(),
+        volume,
+        at: None,
+        next: None,
+        freeze: Vec::new(),
+        token: new.token,
+        open: None,
+        user_data: repo.store_user_data(new.id, new.user_data)?,
+        frozen_as: None,
+        request: new.request.clone(),
+        error: None,
+        unknown: Default::default(),
+    })
+}
+
+/// Removes the blob that was stored for a record which was then not written.
+pub(crate) fn drop_user_data(repo: &Repo, image: &ImageRecord) {
+    if let Some(reference) = image.user_data {
+        // Left behind, it is garbage that a check finds.
+        let _ = repo.driver.delete_blob(image.id(), reference.blob);
+    }
+}
+
+/// The user's half of "flag, then look": after the reference is durable, the base must still be one. `absent`: a base
+/// that is not here at all is allowed; the image is then broken until it comes.
+pub(crate) fn look(repo: &Repo, base: ImageId, absent: bool) -> Result<()> {
+    let gone = |what: &str| {
+        let message = format!("image {base} in repository {:?} {what} meanwhile", repo.id);
+        Err(Error::new(ErrorKind::ImageNotFound, message).with("imageId", base.to_string()))
+    };
+    let Some(image) = repo.image(base)? else {
+        return if absent { Ok(()) } else { gone("was removed") };
+    };
+    match image.state {
+        State::Absorbed => return gone("was merged away"),
+        State::Pending => return Ok(()),
+        State::Live | State::Removed => {}
+    }
+    if image.kind == Kind::Disk {
+        return gone("turned out to be a virtual disk");
+    }
+    match repo.volume(image.volume)? {
+        Some(volume) if volume.state != VolumeState::Doomed => Ok(()),
+        _ => gone("was removed"),
+    }
+}
+
+/// Makes a pending image vanish.
+fn cancel(repo: &Repo, id: ImageId) -> Result<()> {
+    let removed = repo.update_image(id, |image| {
+        if image.state != State::Pending {
+            return Ok(Change::Keep);
+        }
+        image.state = State::Removed;
+        Ok(Change::Put)
+    })?;
+    if let Some(image) = removed
+        && image.state == State::Removed
+        && repo.delete(&image)?
+    {
+        drop_user_data(repo, &image);
+    }
+    Ok(())
+}
+
+/// The last two steps: the volume is ready, the image live. The bytes are flushed.
+pub(crate) fn seal(repo: &Repo, image: ImageId, volume: &VolumeRecord) -> Result<()> {
+    ready(repo, volume)?;
+    promote(repo, image, volume.id())?;
+    repo.driver.delete_progress(image)
+}
+
+/// Marks a filled volume ready, if it still is ours to fill.
+pub(crate) fn ready(repo: &Repo, volume: &VolumeRecord) -> Result<()> {
+    let sealed = repo.update_volume(volume.id(), |now| {
+        if now.state == VolumeState::Ready && repo.owns(&now.header) {
+            return Ok(Change::Keep);
+        }
+        if now.state != VolumeState::Filling
+            || now.header.epoch != volume.header.epoch
+            || !repo.owns(&now.header)
+        {
+            return Err(displaced(repo, volume.id()));
+        }
+        now.state = VolumeState::Ready;
+        now.fill = None;
+        now.mirror = volume.mirror;
+        now.backing.clone_from(&volume.backing);
+        Ok(Change::Put)
+    })?;
+    sealed.map(drop).ok_or_else(|| displaced(repo, volume.id()))
+}
+
+/// Makes a pending image live on its volume.
+pub(crate) fn promote(repo: &Repo, image: ImageId, volume: VolumeId) -> Result<()> {
+    let live = repo.update_image(image, |now| match now.state {
+        State::Pending if now.volume == volume => {
+            now.state = State::Live;
+            Ok(Change::Put)
+        }
+        State::Live if now.volume == volume => Ok(Change::Keep),
+        _ => Err(displaced(repo, volume)),
+    })?;
+    live.map(drop).ok_or_else(|| displaced(repo, volume))
+}
+
+/// The error for work that is no longer wanted, or no longer ours.
+pub(crate) fn displaced(repo: &Repo, volume: VolumeId) -> Error {
+    let message =
+        format!("repository {:?}: volume {volume} was removed or taken over by another host", repo.id);
+    Error::new(ErrorKind::Stopped, message)
+}

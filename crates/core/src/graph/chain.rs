@@ -1,0 +1,207 @@
+//! Who backs whom: from an image to the volumes that its data is spread over.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use vdsmstore_io::{self as io, Layer};
+
+use crate::id::{ImageId, VolumeId};
+use crate::options::Strategy;
+use crate::record::{Header, ImageRecord, State, VolumeFormat, VolumeRecord, VolumeState};
+use crate::repo::Repo;
+use crate::repository::{Access, OpenVolume, Read};
+use crate::{Error, ErrorKind, Result, Status};
+
+/// Volumes that an image's data may be spread over.
+pub(crate) const MAX_DEPTH: usize = 250;
+/// More volumes than this, and the image is degraded.
+pub(crate) const GOOD_DEPTH: usize = 64;
+/// How often an open is tried again when the chain moves under it.
+const OPEN_TRIES: u32 = 20;
+
+/// One step of a chain: the image, and the volume that holds it.
+#[derive(Clone, Debug)]
+pub(crate) struct Link {
+    pub image: ImageRecord,
+    pub volume: VolumeRecord,
+}
+
+/// An image's data: its own link first, then what it is built on.
+#[derive(Clone, Debug)]
+pub(crate) struct Chain {
+    pub links: Vec<Link>,
+}
+
+/// A chain, or why it is not whole.
+#[derive(Debug)]
+pub(crate) enum Resolved {
+    Whole(Chain),
+    /// The links that are there, and what is missing below them.
+    Broken(Chain, String),
+}
+
+impl Chain {
+    /// The image that it is the data of.
+    pub fn top(&self) -> &Link {
+        &self.links[0]
+    }
+
+    /// Two chains read the same bytes if they have the same volumes in the same states.
+    fn same(&self, other: &Self) -> bool {
+        let key = |link: &Link| {
+            let Header { id, generation, .. } = link.volume.header;
+            (link.image.id(), id, generation)
+        };
+        self.links.iter().map(key).eq(other.links.iter().map(key))
+    }
+
+    /// What io opens: each layer with the bytes of it that show.
+    pub fn layers(&self, devices: &[OpenVolume]) -> Vec<Layer> {
+        let mut size = self.top().image.size;
+        let mut layers = Vec::with_capacity(self.links.len());
+        for (link, opened) in self.links.iter().zip(devices) {
+            layers.push(Layer {
+                device: Arc::clone(&opened.device),
+                format: link.volume.format.into(),
+                size,
+            });
+            size = link.volume.backing.as_ref().map_or(0, |backing| backing.size);
+        }
+        layers
+    }
+
+    /// Optimized or degraded.
+    pub fn status(&self) -> Status {
+        let Link { image, volume } = self.top();
+        let slow = image.strategy == Strategy::Performance
+            && (volume.format != VolumeFormat::Raw || volume.backing.is_some());
+        if slow || self.links.len() > GOOD_DEPTH { Status::Degraded } else { Status::Optimized }
+    }
+}
+
+/// Follows an image down to its last volume.
+pub(crate) fn resolve(repo: &Repo, image: ImageRecord, read: Read) -> Result<Resolved> {
+    let mut chain = Chain { links: Vec::new() };
+    let mut next = Some(image);
+    while let Some(image) = next {
+        let id = image.id();
+        let broken = |chain, reason: String| Ok(Resolved::Broken(chain, reason));
+        if chain.links.len() >= MAX_DEPTH {
+            return broken(chain, format!("more than {MAX_DEPTH} volumes"));
+        }
+        if chain.links.iter().any(|link| link.image.id() == id) {
+            return broken(chain, format!("image {id} is built on itself"));
+        }
+        match image.state {
+            State::Live | State::Removed => {}
+            State::Pending => return broken(chain, format!("the data of image {id} is not complete")),
+            State::Absorbed => return broken(chain, format!("image {id} is being merged away")),
+        }
+        let Some(volume) = repo.volume_with(image.volume, read)? else {
+            return broken(chain, format!("the volume of image {id} has no record"));
+        };
+        if volume.state != VolumeState::Ready {
+            return broken(chain, format!("the volume of image {id} is {:?}", volume.state));
+        }
+        if volume.size < image.size {
+            return broken(chain, format!("the volume of image {id} is smaller than the image"));
+        }
+        let backing = volume.backing.clone();
+        chain.links.push(Link { image, volume });
+        next = match backing {
+            None => None,
+            Some(backing) => match repo.image_with(backing.image, read)? {
+                Some(base) => Some(base),
+                None => {
+                    return broken(
+                        chain,
+                        format!("image {}, which it is based on, is not here", backing.image),
+                    );
+                }
+            },
+        };
+    }
+    Ok(Resolved::Whole(chain))
+}
+
+/// As [`resolve`], an image that is not whole being an error.
+pub(crate) fn whole(repo: &Repo, image: ImageRecord, read: Read) -> Result<Chain> {
+    let id = image.id();
+    match resolve(repo, image, read)? {
+        Resolved::Whole(chain) => Ok(chain),
+        Resolved::Broken(_, reason) => Err(broken(repo, id, &reason)),
+    }
+}
+
+/// The error for an image that cannot be used now.
+pub(crate) fn broken(repo: &Repo, id: ImageId, reason: &str) -> Error {
+    Error::new(ErrorKind::ImageBroken, format!("image {id} in repository {:?} is broken: {reason}", repo.id))
+        .with("imageId", id.to_string())
+        .with("repoId", repo.id.clone())
+}
+
+/// An open image with the locks on all its volumes.
+#[derive(Debug)]
+pub(crate) struct OpenChain {
+    pub chain: Chain,
+    /// Top first.
+    pub volumes: Vec<OpenVolume>,
+}
+
+impl OpenChain {
+    /// The bytes as one virtual disk.
+    pub fn image(&self, writable: bool) -> Result<io::Image> {
+        Ok(io::Image::open(self.chain.layers(&self.volumes), writable)?)
+    }
+}
+
+/// Opens all volumes of an image: the top one with `access`, the others for reading. All locks at once or none.
+pub(crate) fn open(repo: &Repo, id: ImageId, access: Access) -> Result<OpenChain> {
+    let read = || -> Result<Chain> {
+        let record = repo.image(id)?.ok_or_else(|| repo.image_not_found(id))?;
+        whole(repo, record, Read::Fresh)
+    };
+    let mut pause = Duration::from_millis(1);
+    for _ in 0..OPEN_TRIES {
+        let chain = read()?;
+        match open_links(repo, &chain, access) {
+            // What was read before the locks may have moved until they were had.
+            Ok(volumes) => {
+                if read()?.same(&chain) {
+                    return Ok(OpenChain { chain, volumes });
+                }
+            }
+            // A volume that vanished has been replaced: the chain is another one now.
+            Err(error) if error.kind() == ErrorKind::ImageBroken && !read()?.same(&chain) => {}
+            Err(error) => return Err(error),
+        }
+        thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(100));
+    }
+    Err(Error::new(
+        ErrorKind::Conflict,
+        format!("the chain of image {id} in {:?} changes all the time", repo.id),
+    ))
+}
+
+fn open_links(repo: &Repo, chain: &Chain, access: Access) -> Result<Vec<OpenVolume>> {
+    let top = chain.top().image.id();
+    let mut volumes = Vec::with_capacity(chain.links.len());
+    for (index, link) in chain.links.iter().enumerate() {
+        let access = if index == 0 { access } else { Access::Read };
+        let opened = repo
+            .driver
+            .open_volume(link.volume.id(), access)
+            .map_err(|error| error.context(format_args!("image {top} in repository {:?}", repo.id)))?;
+        volumes.push(opened);
+    }
+    Ok(volumes)
+}
+
+/// The volume that a qcow2 header must name for its backing image, as the records are now.
+pub(crate) fn mirror_of(repo: &Repo, base: ImageId) -> Result<Option<(VolumeId, VolumeFormat)>> {
+    let Some(image) = repo.image(base)? else { return Ok(None) };
+    let volume = repo.volume(image.volume)?;
+    Ok(volume.filter(|volume| volume.state == VolumeState::Ready).map(|volume| (volume.id(), volume.format)))
+}

@@ -1,0 +1,161 @@
+//! Clean: tags, volumes, data objects and markers that nothing needs any more.
+//!
+//! "Flag, then look": a deleter flags its record first and looks for users after; a user announces itself first and
+//! looks at the flag after. Whoever of the two comes second sees the other.
+
+use uuid::Uuid;
+
+use crate::id::{ImageId, VolumeId};
+use crate::record::{Fill, How, ImageRecord, Kind, State, VolumeFormat, VolumeRecord, VolumeState};
+use crate::repo::{Change, Repo};
+use crate::repository::{Access, Marker};
+use crate::{ErrorKind, Result};
+
+use super::mirror;
+
+/// Removes an image that nobody wants and nothing is built on, and what becomes unneeded by that.
+pub(crate) fn image(repo: &Repo, id: ImageId) -> Result<()> {
+    let mut next = Some(id);
+    while let Some(id) = next.take() {
+        let Some(record) = repo.image(id)? else { return Ok(()) };
+        if !unwanted(&record) || in_demand(repo, id)? {
+            return Ok(());
+        }
+        let below =
+            repo.volume(record.volume)?.and_then(|volume| volume.backing).map(|backing| backing.image);
+        if !bury(repo, &record)? {
+            return Ok(());
+        }
+        for volume_id in [Some(record.volume), record.next].into_iter().flatten() {
+            repo.driver.unmark(Marker::Holder(volume_id, id))?;
+            volume(repo, volume_id)?;
+        }
+        for blob in repo.driver.blobs(id)? {
+            repo.driver.delete_blob(id, blob)?;
+        }
+        repo.driver.delete_progress(id)?;
+        next = below;
+    }
+    Ok(())
+}
+
+fn unwanted(record: &ImageRecord) -> bool {
+    record.state == State::Removed || (record.kind == Kind::Hidden && record.state == State::Live)
+}
+
+/// Whether a volume is built on the image, and clears away announcements that led to nothing.
+fn in_demand(repo: &Repo, id: ImageId) -> Result<bool> {
+    for child in repo.driver.children(id)? {
+        let builds =
+            |volume: &VolumeRecord| volume.backing.as_ref().is_some_and(|backing| backing.image == id);
+        match repo.volume(child)? {
+            Some(volume) if builds(&volume) => return Ok(true),
+            // Whoever is between marker and record must get a conflict, so that it starts again at the marker.
+            Some(volume) => {
+                if !repo.replace(&mut volume.clone())? {
+                    return Ok(true);
+                }
+            }
+            None if !bury_unborn(repo, child)? => return Ok(true),
+            None => {}
+        }
+        repo.driver.unmark(Marker::Child(id, child))?;
+    }
+    Ok(false)
+}
+
+/// Takes the first generation of a volume record that was announced and never written. False: somebody wrote it.
+fn bury_unborn(repo: &Repo, id: VolumeId) -> Result<bool> {
+    let mut record = VolumeRecord {
+        header: repo.header(id.0),
+        format: VolumeFormat::Raw,
+        size: crate::record::SECTOR,
+        backing: None,
+        mirror: None,
+        state: VolumeState::Doomed,
+        fill: Some(Fill::simple(How::Zero)),
+        unknown: Default::default(),
+    };
+    record.header.nonce = Uuid::new_v4();
+    Ok(repo.create(&mut record)? && repo.delete(&record)?)
+}
+
+/// Makes a tombstone of the tag, unless something came to be built on it. False: it did, or somebody else changed it.
+fn bury(repo: &Repo, record: &ImageRecord) -> Result<bool> {
+    if !repo.delete(record)? {
+        return Ok(false);
+    }
+    if in_demand(repo, record.id())? {
+        let mut again = record.clone();
+        repo.create(&mut again)?;
+        return Ok(false);
+    }
+    Ok(true)
+}
+
+/// Removes a volume that no image points at. One that is in use, or wanted, stays.
+pub(crate) fn volume(repo: &Repo, id: VolumeId) -> Result<()> {
+    let Some(record) = repo.volume(id)? else { return Ok(()) };
+    if is_held(repo, id)? {
+        return Ok(());
+    }
+    let locked = match repo.driver.open_volume(id, Access::Write) {
+        Ok(opened) => Some(opened),
+        Err(error) if error.kind() == ErrorKind::ImageInUse => return Ok(()),
+        // Never created, or deleted before a crash.
+        Err(error) if error.kind() == ErrorKind::ImageBroken => None,
+        Err(error) => return Err(error),
+    };
+    let was = record.state;
+    let doomed = repo.update_volume(id, |now| {
+        if now.state == VolumeState::Doomed {
+            return Ok(Change::Keep);
+        }
+        now.state = VolumeState::Doomed;
+        Ok(Change::Claim)
+    })?;
+    let Some(doomed) = doomed else { return Ok(()) };
+    if is_held(repo, id)? || !mirrors_moved(repo, id, &doomed)? {
+        repo.update_volume(id, |now| {
+            now.state = was;
+            Ok(Change::Put)
+        })?;
+        return Ok(());
+    }
+    if let Some(locked) = locked {
+        repo.driver.delete_volume(id, locked)?;
+    }
+    repo.delete(&doomed)?;
+    for holder in repo.driver.holders(id)? {
+        repo.driver.unmark(Marker::Holder(id, holder))?;
+    }
+    if let Some(backing) = &doomed.backing {
+        repo.driver.unmark(Marker::Child(backing.image, id))?;
+    }
+    Ok(())
+}
+
+/// Whether an image points at the volume.
+fn is_held(repo: &Repo, id: VolumeId) -> Result<bool> {
+    for holder in repo.driver.holders(id)? {
+        match repo.image(holder)? {
+            Some(image) if image.holds(id) => return Ok(true),
+            _ => {}
+        }
+    }
+    Ok(false)
+}
+
+/// Whether no header names the volume any more, the images that were on it being elsewhere now.
+fn mirrors_moved(repo: &Repo, id: VolumeId, doomed: &VolumeRecord) -> Result<bool> {
+    for holder in repo.driver.holders(doomed.id())? {
+        for child in repo.driver.children(holder)? {
+            if repo.volume(child)?.is_some_and(|volume| volume.mirror == Some(id))
+                && !mirror::correct(repo, child)?
+            {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}

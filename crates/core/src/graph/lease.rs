@@ -1,0 +1,123 @@
+//! Who may write a disk: the durable field `open`, and the proof that a former holder is gone.
+
+use crate::id::{ImageId, Token};
+use crate::record::{ImageRecord, Kind, Open, OpenMode, State};
+use crate::repo::{Change, Repo};
+use crate::repository::{Access, Liveness};
+use crate::{Error, ErrorKind, Result};
+
+use super::chain::{self, OpenChain};
+use super::{in_use, lock_image, now, switch};
+
+/// Whether somebody holds the image, as far as the records and the storage show; a holder that is gone does not count.
+pub(crate) fn holder<'a>(repo: &Repo, image: &'a ImageRecord) -> Result<Option<&'a Open>> {
+    let Some(open) = &image.open else { return Ok(None) };
+    let host = repo.driver.host();
+    if open.incarnation == host.incarnation {
+        return Ok(Some(open));
+    }
+    let held = match open.mode {
+        // Bound to the store: its death ends it.
+        OpenMode::Io => repo.driver.liveness(open.incarnation)? != Liveness::CertainlyDead,
+        // Bound to the boot of the machine: the store may be gone, the program that it prepared for not.
+        OpenMode::Prepare => {
+            open.boot == host.boot_id || repo.driver.liveness(open.incarnation)? != Liveness::CertainlyDead
+        }
+    };
+    Ok(held.then_some(open))
+}
+
+/// The error for an image that `open` holds.
+pub(crate) fn held(repo: &Repo, id: ImageId, open: &Open) -> Error {
+    let how = match open.mode {
+        OpenMode::Io => "open",
+        OpenMode::Prepare => "prepared",
+    };
+    in_use(repo, id, &format!("it is {how} on host {:?}", open.host)).with("host", open.host.clone())
+}
+
+/// Fails if somebody may be writing the disk.
+pub(crate) fn ensure_free(repo: &Repo, image: &ImageRecord) -> Result<()> {
+    match holder(repo, image)? {
+        None => Ok(()),
+        Some(open) => Err(held(repo, image.id(), open)),
+    }
+}
+
+/// Takes a disk for writing: what is to be frozen is frozen first, a replacement under way is dropped, the volume is
+/// locked, and the record gets the holder and a new token in one put.
+pub(crate) fn take(repo: &Repo, id: ImageId, mode: OpenMode) -> Result<OpenChain> {
+    let _order = lock_image(repo, id)?;
+    let mut image = repo.visible_image(id)?;
+    if image.kind != Kind::Disk {
+        let message = format!("image {id} in repository {:?} is a snapshot and cannot be written", repo.id);
+        return Err(Error::new(ErrorKind::ReadOnlyImage, message).with("imageId", id.to_string()));
+    }
+    let host = repo.driver.host().clone();
+    if let Some(open) = holder(repo, &image)? {
+        // What this host prepared it may prepare again: the process that did is gone, or its lock refuses below.
+        let again = mode == OpenMode::Prepare
+            && open.mode == mode
+            && open.host == host.host_id
+            && open.boot == host.boot_id;
+        if !again {
+            return Err(held(repo, id, open));
+        }
+    }
+    if !image.freeze.is_empty() {
+        switch::complete(repo, id)?;
+        image = repo.visible_image(id)?;
+    }
+    if image.next.is_some() {
+        drop_next(repo, id)?;
+    }
+    let access = match mode {
+        OpenMode::Io => Access::Write,
+        OpenMode::Prepare => Access::Lease,
+    };
+    let mut opened = chain::open(repo, id, access)?;
+    let open =
+        Open { host: host.host_id, incarnation: host.incarnation, boot: host.boot_id, mode, since: now() };
+    let volume = opened.chain.top().volume.id();
+    let taken = repo.update_image(id, |now| {
+        if now.volume != volume || !now.freeze.is_empty() || now.state != State::Live {
+            return Err(in_use(repo, id, "another operation on it is under way"));
+        }
+        now.open = Some(open.clone());
+        now.token = Token::random();
+        Ok(Change::Claim)
+    })?;
+    opened.chain.links[0].image = taken.ok_or_else(|| repo.image_not_found(id))?;
+    Ok(opened)
+}
+
+/// Gives up a replacement that is being made: writing comes first.
+pub(crate) fn drop_next(repo: &Repo, id: ImageId) -> Result<()> {
+    let mut dropped = None;
+    repo.update_image(id, |now| {
+        dropped = now.next.take();
+        Ok(if dropped.is_some() { Change::Put } else { Change::Keep })
+    })?;
+    if let Some(volume) = dropped {
+        super::clean::volume(repo, volume)?;
+    }
+    Ok(())
+}
+
+/// Gives a disk back, if this store holds it.
+pub(crate) fn release(repo: &Repo, id: ImageId) -> Result<()> {
+    let me = repo.driver.host().incarnation;
+    clear(repo, id, |open| open.incarnation == me)
+}
+
+/// Clears the holder, if `wanted` says so of it.
+pub(crate) fn clear(repo: &Repo, id: ImageId, wanted: impl Fn(&Open) -> bool) -> Result<()> {
+    repo.update_image(id, |now| {
+        if now.open.as_ref().is_some_and(&wanted) {
+            now.open = None;
+            return Ok(Change::Put);
+        }
+        Ok(Change::Keep)
+    })?;
+    Ok(())
+}

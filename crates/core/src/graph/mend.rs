@@ -1,0 +1,254 @@
+//! Mend: brings one image to the state that its records ask for, chosen from these records alone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::id::ImageId;
+use crate::job::{Env, Job, Step};
+use crate::record::{ImageRecord, Kind, State, VolumeState};
+use crate::repo::Repo;
+use crate::repository::{Guard, Read};
+use crate::{Error, ErrorKind, Result};
+
+use super::chain::{self, Chain, Resolved};
+use super::fill::{Filler, Start};
+use super::{add, clean, in_use, mirror, replace, switch};
+
+/// Pause before a busy image is looked at again.
+const BUSY: Duration = Duration::from_millis(100);
+/// Looks at a busy image before the task gives up: about five seconds.
+const BUSY_LOOKS: u32 = 50;
+
+/// The job that completes an image: as far as usable, or as far as its best representation.
+pub(crate) struct Mend {
+    repo: Arc<Repo>,
+    image: ImageId,
+    /// Go on to the best representation.
+    optimize: bool,
+    /// Part of another image's mending: whoever works on it is waited for.
+    patient: bool,
+    lock: Option<Box<dyn Guard>>,
+    filler: Option<Box<Filler>>,
+    base: Option<Box<Mend>>,
+    busy: u32,
+}
+
+impl Mend {
+    pub fn new(repo: &Arc<Repo>, image: ImageId, optimize: bool) -> Self {
+        Self {
+            repo: Arc::clone(repo),
+            image,
+            optimize,
+            patient: false,
+            lock: None,
+            filler: None,
+            base: None,
+            busy: 0,
+        }
+    }
+
+    /// First completes what the image is built on.
+    fn mend_base(&mut self, base: ImageId) -> Step {
+        let mut mend = Self::new(&self.repo, base, false);
+        mend.patient = true;
+        self.base = Some(Box::new(mend));
+        Step::Again
+    }
+
+    fn look(&mut self, env: &Env<'_>) -> Result<Step> {
+        let Some(image) = self.repo.image(self.image)? else { return Ok(Step::Done) };
+        if self.patient && image.state == State::Live {
+            // Complete by now, whoever did it.
+            return Ok(Step::Done);
+        }
+        if self.lock.is_none() {
+            self.lock = self.repo.driver.lock_image(self.image)?;
+            if self.lock.is_none() {
+                self.busy += 1;
+                if self.busy > BUSY_LOOKS && !self.patient {
+                    return Err(in_use(&self.repo, self.image, "another operation on it is under way"));
+                }
+                return Ok(Step::Later(BUSY));
+            }
+            // Read again, now that nobody else works on it.
+            return Ok(Step::Again);
+        }
+        match image.state {
+            State::Pending => self.pending(env, &image),
+            State::Live => self.live(env, &image),
+            State::Removed | State::Absorbed => {
+                let message = format!("image {} in repository {:?} was removed", self.image, self.repo.id);
+                Err(Error::new(ErrorKind::Stopped, message))
+            }
+        }
+    }
+
+    fn pending(&mut self, env: &Env<'_>, image: &ImageRecord) -> Result<Step> {
+        let Some(volume) = self.repo.volume(image.volume)? else {
+            return Err(chain::broken(&self.repo, self.image, "its volume has no record"));
+        };
+        match volume.state {
+            VolumeState::Filling => {
+                let stage = if self.optimize { "1/2" } else { "1/1" };
+                match Filler::start(&self.repo, env, image, volume.clone(), stage)? {
+                    Start::Filling(filler) => self.filler = Some(filler),
+                    Start::Replaced => {}
+                    Start::NotYet => {
+                        let source = volume.fill.and_then(|fill| fill.source);
+                        return Ok(source.map_or(Step::Done, |source| self.mend_base(source.image)));
+                    }
+                }
+                Ok(Step::Again)
+            }
+            VolumeState::Ready => {
+                if let Some(disk) = switch::disk_of(&self.repo, image)? {
+                    // The disk's own lock orders this; ours would be in its way.
+                    self.lock = None;
+                    let _order = super::lock_image(&self.repo, disk)?;
+                    switch::complete(&self.repo, disk)?;
+                } else if self.held_by_disk(image)? {
+                    return Err(chain::broken(
+                        &self.repo,
+                        self.image,
+                        "the call that was to take it never returned",
+                    ));
+                } else {
+                    add::promote(&self.repo, self.image, volume.id())?;
+                }
+                Ok(Step::Again)
+            }
+            VolumeState::Doomed => Err(chain::broken(&self.repo, self.image, "its volume is being deleted")),
+        }
+    }
+
+    /// Whether a disk still writes the volume that this snapshot was to be on.
+    fn held_by_disk(&self, image: &ImageRecord) -> Result<bool> {
+        for holder in self.repo.driver.holders(image.volume)? {
+            let other = self.repo.image(holder)?;
+            if other.is_some_and(|other| {
+                other.id() != image.id()
+                    && other.kind == Kind::Disk
+                    && other.state == State::Live
+                    && other.holds(image.volume)
+            }) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn live(&mut self, env: &Env<'_>, image: &ImageRecord) -> Result<Step> {
+        if !image.freeze.is_empty() {
+            switch::complete(&self.repo, self.image)?;
+            return Ok(Step::Again);
+        }
+        if let Some(next) = image.next {
+            let Some(volume) = self.repo.volume(next)? else {
+                return Err(chain::broken(&self.repo, self.image, "its next volume has no record"));
+            };
+            if volume.state == VolumeState::Ready {
+                replace::seal(&self.repo, image)?;
+            } else {
+                let stage = if self.optimize { "2/2" } else { "1/1" };
+                if let Start::Filling(filler) = Filler::start(&self.repo, env, image, volume, stage)? {
+                    self.filler = Some(filler);
+                }
+            }
+            return Ok(Step::Again);
+        }
+        let whole = match chain::resolve(&self.repo, image.clone(), Read::Fresh)? {
+            Resolved::Whole(chain) => chain,
+            Resolved::Broken(partial, _) => return Ok(self.complete_base(&partial)?.unwrap_or(Step::Done)),
+        };
+        let top = &whole.top().volume;
+        if !mirror::is_current(&self.repo, top)? {
+            mirror::correct(&self.repo, top.id())?;
+        }
+        if self.optimize && replace::begin(&self.repo, &whole)? {
+            return Ok(Step::Again);
+        }
+        Ok(Step::Done)
+    }
+
+    /// The image below the last link that is there, if it is being made in this repository.
+    fn complete_base(&mut self, partial: &Chain) -> Result<Option<Step>> {
+        let missing =
+            partial.links.last().and_then(|link| link.volume.backing.as_ref()).map(|backing| backing.image);
+        let Some(missing) = missing else { return Ok(None) };
+        let pending = self.repo.image(missing)?.is_some_and(|image| image.state == State::Pending);
+        Ok(pending.then(|| self.mend_base(missing)))
+    }
+
+    fn fill(&mut self, env: &Env<'_>) -> Result<Step> {
+        let Some(filler) = &mut self.filler else { return Ok(Step::Again) };
+        if filler.step(env)? == Step::Again {
+            return Ok(Step::Again);
+        }
+        let volume = filler.volume().clone();
+        let image = self.repo.image(self.image)?.ok_or_else(|| self.repo.image_not_found(self.image))?;
+        if image.state == State::Pending {
+            add::seal(&self.repo, self.image, &volume)?;
+            self.filler = None;
+            self.sealed(&image, &volume)?;
+        } else {
+            add::ready(&self.repo, &volume)?;
+            self.filler = None;
+            replace::seal(&self.repo, &image)?;
+        }
+        Ok(Step::Again)
+    }
+
+    /// What a new image lets go of, and what waited for it.
+    fn sealed(&self, image: &ImageRecord, volume: &crate::record::VolumeRecord) -> Result<()> {
+        if let Some(blob) = volume.fill.as_ref().and_then(|fill| fill.blob) {
+            self.repo.driver.delete_blob(self.image, blob)?;
+        }
+        if image.kind == Kind::Snapshot {
+            mirror::correct_children(&self.repo, self.image)?;
+        }
+        Ok(())
+    }
+}
+
+impl Job for Mend {
+    fn step(&mut self, env: &Env<'_>) -> Result<Step> {
+        if let Some(base) = &mut self.base {
+            let step = base.step(env)?;
+            if step != Step::Done {
+                return Ok(step);
+            }
+            self.base = None;
+            return Ok(Step::Again);
+        }
+        if self.filler.is_some() { self.fill(env) } else { self.look(env) }
+    }
+
+    fn failed(&mut self, error: &Error) {
+        if let Some(base) = &mut self.base {
+            base.failed(error);
+        }
+        match &self.filler {
+            Some(filler) => filler.failed(error),
+            None => super::fill::persist_error(&self.repo, self.image, error),
+        }
+    }
+}
+
+/// The job that gives back the space of a removed image.
+pub(crate) struct Clean {
+    pub repo: Arc<Repo>,
+    pub image: ImageId,
+}
+
+impl Job for Clean {
+    fn step(&mut self, _: &Env<'_>) -> Result<Step> {
+        // Whoever still works on it stops at its next look.
+        let Some(_order) = self.repo.driver.lock_image(self.image)? else { return Ok(Step::Later(BUSY)) };
+        clean::image(&self.repo, self.image)?;
+        Ok(Step::Done)
+    }
+
+    fn failed(&mut self, _: &Error) {
+        // What is left over is found by looking.
+    }
+}

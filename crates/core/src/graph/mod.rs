@@ -1,0 +1,53 @@
+//! The image graph and the operations on it, one file each.
+
+pub(crate) mod add;
+pub(crate) mod chain;
+pub(crate) mod clean;
+pub(crate) mod fill;
+pub(crate) mod import;
+pub(crate) mod lease;
+pub(crate) mod mend;
+pub(crate) mod mirror;
+pub(crate) mod remove;
+pub(crate) mod replace;
+pub(crate) mod search;
+pub(crate) mod switch;
+pub(crate) mod view;
+
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::id::ImageId;
+use crate::repo::Repo;
+use crate::repository::Guard;
+use crate::{Error, ErrorKind, Result};
+
+/// How long a call waits for another call on the same image to end.
+const CALL_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Seconds since the epoch, for people.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// Takes the lock that orders operations on an image; calls are short, so others are waited for, but not for long.
+pub(crate) fn lock_image(repo: &Repo, id: ImageId) -> Result<Box<dyn Guard>> {
+    let deadline = Instant::now() + CALL_PATIENCE;
+    let mut pause = Duration::from_millis(1);
+    loop {
+        if let Some(guard) = repo.driver.lock_image(id)? {
+            return Ok(guard);
+        }
+        if Instant::now() >= deadline {
+            return Err(in_use(repo, id, "another operation on it is under way"));
+        }
+        thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}
+
+/// The error for an image that is in use.
+pub(crate) fn in_use(repo: &Repo, id: ImageId, reason: &str) -> Error {
+    let message = format!("image {id} in repository {:?} is in use: {reason}", repo.id);
+    Error::new(ErrorKind::ImageInUse, message).with("imageId", id.to_string()).with("repoId", repo.id.clone())
+}

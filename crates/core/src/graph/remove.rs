@@ -1,0 +1,59 @@
+//! Remove: one compare-and-set; everything else is left to clean.
+
+use crate::id::ImageId;
+use crate::record::{ImageRecord, Kind, State};
+use crate::repo::{Change, Repo};
+use crate::repository::Access;
+use crate::{ErrorKind, Result};
+
+use super::{in_use, lease, lock_image, switch};
+
+/// Makes the id vanish for callers. `open_here`: this store has it open.
+pub(crate) fn remove(repo: &Repo, id: ImageId, open_here: bool) -> Result<()> {
+    let record = repo.visible_image(id)?;
+    if record.state == State::Pending {
+        // Its lock is held for as long as it is being filled; the put alone ends that.
+        return mark_removed(repo, id);
+    }
+    let _order = lock_image(repo, id)?;
+    let record = repo.visible_image(id)?;
+    lease::ensure_free(repo, &record)?;
+    if open_here {
+        return Err(in_use(repo, id, "it is open in this process"));
+    }
+    ensure_unused(repo, &record)?;
+    mark_removed(repo, id)?;
+    if !record.freeze.is_empty() {
+        // Its snapshots get its volume.
+        switch::complete(repo, id)?;
+    }
+    Ok(())
+}
+
+/// Nobody else may be reading or writing it. An image that others are built on may be read through them.
+fn ensure_unused(repo: &Repo, record: &ImageRecord) -> Result<()> {
+    if record.kind != Kind::Disk && !repo.driver.children(record.id())?.is_empty() {
+        return Ok(());
+    }
+    match repo.driver.open_volume(record.volume, Access::Write) {
+        Err(error) if error.kind() == ErrorKind::ImageInUse => {
+            Err(error.context(format_args!("image {} in repository {:?}", record.id(), repo.id)))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn mark_removed(repo: &Repo, id: ImageId) -> Result<()> {
+    let removed = repo.update_image(id, |now| {
+        if !now.visible() {
+            return Err(repo.image_not_found(id));
+        }
+        if let Some(open) = lease::holder(repo, now)? {
+            return Err(lease::held(repo, id, open));
+        }
+        now.state = State::Removed;
+        now.open = None;
+        Ok(Change::Put)
+    })?;
+    removed.map(drop).ok_or_else(|| repo.image_not_found(id))
+}

@@ -1,0 +1,77 @@
+//! Replace: an image gets a volume of another representation; what is built on it follows, because it refers to the
+//! image.
+
+use crate::id::ImageId;
+use crate::record::{Fill, How, ImageRecord, State, VolumeFormat};
+use crate::repo::{Change, Repo};
+use crate::repository::Marker;
+use crate::{Result, Status};
+
+use super::chain::Chain;
+use super::{add, clean, in_use, mirror};
+
+/// Announces the raw volume of its own that a degraded image wants. False: it wants none. The caller holds its lock.
+pub(crate) fn begin(repo: &Repo, chain: &Chain) -> Result<bool> {
+    let image = &chain.top().image;
+    if chain.status() != Status::Degraded
+        || image.next.is_some()
+        || image.open.is_some()
+        || !image.freeze.is_empty()
+    {
+        return Ok(false);
+    }
+    let new = add::NewVolume {
+        format: VolumeFormat::Raw,
+        size: image.size,
+        backing: None,
+        fill: Fill::simple(How::Flatten),
+    };
+    let next = add::announce_volume(repo, new, image.id())?;
+    let announced = repo.update_image(image.id(), |now| {
+        if now.volume != image.volume || now.next.is_some() || now.state != State::Live || now.open.is_some()
+        {
+            return Err(in_use(repo, image.id(), "it changed meanwhile"));
+        }
+        now.next = Some(next.id());
+        Ok(Change::Put)
+    });
+    if !matches!(announced, Ok(Some(_))) {
+        add::withdraw_volume(repo, &next, image.id());
+        return Err(announced.err().unwrap_or_else(|| repo.image_not_found(image.id())));
+    }
+    Ok(true)
+}
+
+/// Moves the image to its next volume, which is ready.
+pub(crate) fn seal(repo: &Repo, image: &ImageRecord) -> Result<()> {
+    let Some(next) = image.next else { return Ok(()) };
+    let sealed = repo.update_image(image.id(), |now| {
+        // A disk that was written since is not what was copied.
+        if now.next != Some(next)
+            || now.token != image.token
+            || now.volume != image.volume
+            || now.open.is_some()
+        {
+            return Err(add::displaced(repo, next));
+        }
+        now.volume = next;
+        now.next = None;
+        Ok(Change::Put)
+    })?;
+    sealed.ok_or_else(|| repo.image_not_found(image.id()))?;
+    repo.driver.delete_progress(image.id())?;
+    finish(repo, image.id(), image)
+}
+
+fn finish(repo: &Repo, id: ImageId, before: &ImageRecord) -> Result<()> {
+    mirror::correct_children(repo, id)?;
+    let below = repo.volume(before.volume)?.and_then(|volume| volume.backing).map(|backing| backing.image);
+    clean::volume(repo, before.volume)?;
+    if repo.volume(before.volume)?.is_none() {
+        repo.driver.unmark(Marker::Holder(before.volume, id))?;
+    }
+    match below {
+        Some(base) => clean::image(repo, base),
+        None => Ok(()),
+    }
+}

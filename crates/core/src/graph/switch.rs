@@ -1,0 +1,244 @@
+//! Snapshots of disks: by a switch to an overlay, or by a clone where the storage can.
+//!
+//! The intent is in the disk's own record (`freeze`): every way to write the disk completes it first, so that the
+//! moment of the snapshot is the moment of the intent.
+
+use crate::id::{ImageId, VolumeId};
+use crate::record::{Backing, Fill, How, ImageRecord, Kind, State, VolumeFormat, VolumeRecord};
+use crate::repo::{Change, Repo};
+use crate::repository::{Access, CopyOnWrite, Marker, OpenVolume};
+use crate::{Error, ErrorKind, Result};
+
+use super::add::{self, Intended, NewImage, NewVolume};
+use super::chain::{self, MAX_DEPTH};
+use super::fill::create_qcow2;
+use super::{in_use, lease};
+
+/// Records that `new` is to be a snapshot of the disk as it is now. The caller holds the disk's lock.
+pub(crate) fn intend(repo: &Repo, disk: ImageId, new: &NewImage<'_>) -> Result<Intended> {
+    let mut record = repo.visible_image(disk)?;
+    if record.kind != Kind::Disk {
+        let message = format!("image {disk} in repository {:?} is a snapshot, not a virtual disk", repo.id);
+        return Err(Error::new(ErrorKind::NotADisk, message).with("imageId", disk.to_string()));
+    }
+    lease::ensure_free(repo, &record)?;
+    if let Some(taken) = repo.image(new.id)? {
+        return Ok(Intended::Taken(taken));
+    }
+    if record.next.is_some() {
+        lease::drop_next(repo, disk)?;
+        record = repo.visible_image(disk)?;
+    }
+    // Nobody may be writing: neither a store nor a QEMU process.
+    let opened = chain::open(repo, disk, Access::Write)?;
+    if opened.chain.links.len() >= MAX_DEPTH {
+        let message = format!(
+            "image {disk} in repository {:?} is spread over {MAX_DEPTH} volumes already: merge some first",
+            repo.id
+        );
+        return Err(Error::new(ErrorKind::TooManyVolumes, message).with("imageId", disk.to_string()));
+    }
+    let volume = record.volume;
+    repo.driver.mark(Marker::Holder(volume, new.id))?;
+    let intended = (|| {
+        let mut snapshot = add::pending(repo, new, volume)?;
+        if !repo.create(&mut snapshot)? {
+            add::drop_user_data(repo, &snapshot);
+            let taken = repo.image(new.id)?.ok_or_else(|| repo.image_not_found(new.id))?;
+            return Ok(Intended::Taken(taken));
+        }
+        let frozen = repo.update_image(disk, |now| {
+            if now.volume != volume || now.open != record.open || now.state != State::Live {
+                return Err(in_use(repo, disk, "it changed meanwhile"));
+            }
+            now.freeze.push(new.id);
+            Ok(Change::Put)
+        });
+        match frozen {
+            Ok(Some(_)) => Ok(Intended::New(snapshot)),
+            other => {
+                if repo.delete(&snapshot)? {
+                    add::drop_user_data(repo, &snapshot);
+                }
+                Err(other.err().unwrap_or_else(|| repo.image_not_found(disk)))
+            }
+        }
+    })();
+    if intended.is_err() {
+        // Left behind, the marker is garbage that a check finds.
+        let _ = repo.driver.unmark(Marker::Holder(volume, new.id));
+    }
+    intended
+}
+
+/// Does what the disk's `freeze` asks for. The caller holds the disk's lock. Safe to repeat from any point.
+pub(crate) fn complete(repo: &Repo, disk: ImageId) -> Result<()> {
+    let Some(record) = repo.image(disk)? else { return Ok(()) };
+    let Some(first) = record.freeze.first() else { return Ok(()) };
+    let volume_id = record.volume;
+    let mut wanted = Vec::new();
+    for id in &record.freeze {
+        match repo.image(*id)? {
+            Some(snapshot) if matches!(snapshot.state, State::Pending | State::Live) => wanted.push(snapshot),
+            // Removed after it was live, and others were built on it before.
+            Some(snapshot) if snapshot.can_back() && !repo.driver.children(*id)?.is_empty() => {
+                wanted.push(snapshot)
+            }
+            // Removed before anybody needed it.
+            _ => {}
+        }
+    }
+    // A removed disk is not written any more: its volume becomes the snapshots', no overlay is needed.
+    if wanted.is_empty() || record.state != State::Live {
+        promote_all(repo, &wanted, volume_id)?;
+        return clear_freeze(repo, &record);
+    }
+    let volume =
+        repo.volume(volume_id)?.ok_or_else(|| chain::broken(repo, disk, "its volume has no record"))?;
+    let opened = repo
+        .driver
+        .open_volume(volume_id, Access::Write)
+        .map_err(|error| error.context(format_args!("snapshot {first} of image {disk} in {:?}", repo.id)))?;
+    opened.device.flush()?;
+    match repo.driver.copy_on_write() {
+        CopyOnWrite::Reflink => {
+            for snapshot in wanted.iter().filter(|snapshot| snapshot.volume == volume_id) {
+                clone_for(repo, snapshot, &volume, &opened)?;
+            }
+            clear_freeze(repo, &record)?;
+        }
+        CopyOnWrite::Overlay => {
+            // Live before the switch, so that the disk is never built on an image that is not there; `freeze` keeps
+            // the volume that both have unwritten.
+            promote_all(repo, &wanted, volume_id)?;
+            overlay(repo, &record, &wanted, &volume)?;
+            repo.driver.unmark(Marker::Holder(volume_id, disk))?;
+        }
+    }
+    Ok(())
+}
+
+fn promote_all(repo: &Repo, wanted: &[ImageRecord], volume: VolumeId) -> Result<()> {
+    for snapshot in wanted.iter().filter(|image| image.volume == volume && image.state == State::Pending) {
+        add::promote(repo, snapshot.id(), volume)?;
+    }
+    Ok(())
+}
+
+/// A new volume on top of the frozen one; the put that switches the disk to it is the seal.
+fn overlay(repo: &Repo, disk: &ImageRecord, frozen: &[ImageRecord], volume: &VolumeRecord) -> Result<()> {
+    let base = &frozen[0];
+    let new = NewVolume {
+        format: VolumeFormat::Qcow2,
+        size: disk.size,
+        backing: Some(Backing { image: base.id(), size: base.size }),
+        fill: Fill::simple(How::Zero),
+    };
+    let mut top = add::announce_volume(repo, new, disk.id())?;
+    let opened = repo.driver.create_volume(top.id())?;
+    create_qcow2(&*opened.device, &top, Some((volume.id(), volume.format)))?;
+    top.mirror = Some(volume.id());
+    add::ready(repo, &top)?;
+    let switched = repo.update_image(disk.id(), |now| {
+        if now.volume != volume.id() || now.freeze != disk.freeze {
+            return Err(in_use(repo, disk.id(), "it changed meanwhile"));
+        }
+        now.volume = top.id();
+        now.freeze.clear();
+        remember_frozen(now, frozen);
+        Ok(Change::Put)
+    });
+    if !matches!(switched, Ok(Some(_))) {
+        add::withdraw_volume(repo, &top, disk.id());
+        repo.driver.delete_volume(top.id(), opened)?;
+        return Err(switched.err().unwrap_or_else(|| repo.image_not_found(disk.id())));
+    }
+    Ok(())
+}
+
+/// A clone of the frozen volume for one snapshot; the disk keeps its own.
+fn clone_for(repo: &Repo, snapshot: &ImageRecord, volume: &VolumeRecord, opened: &OpenVolume) -> Result<()> {
+    let new = NewVolume {
+        format: volume.format,
+        size: volume.size,
+        backing: volume.backing.clone(),
+        fill: Fill::simple(How::Clone),
+    };
+    let mut copy = add::announce_volume(repo, new, snapshot.id())?;
+    let handle = repo.driver.clone_volume(opened, copy.id())?;
+    copy.mirror = volume.mirror;
+    add::ready(repo, &copy)?;
+    let sealed = repo.update_image(snapshot.id(), |now| {
+        if now.state != State::Pending || now.volume != volume.id() {
+            return Ok(Change::Keep);
+        }
+        now.volume = copy.id();
+        now.state = State::Live;
+        Ok(Change::Put)
+    })?;
+    if sealed.is_none_or(|now| now.volume != copy.id()) {
+        add::withdraw_volume(repo, &copy, snapshot.id());
+        return repo.driver.delete_volume(copy.id(), handle);
+    }
+    repo.driver.unmark(Marker::Holder(volume.id(), snapshot.id()))
+}
+
+fn remember_frozen(disk: &mut ImageRecord, frozen: &[ImageRecord]) {
+    if let Some(hidden) = frozen.iter().find(|image| image.kind == Kind::Hidden) {
+        disk.frozen_as = Some(hidden.id());
+    }
+}
+
+fn clear_freeze(repo: &Repo, disk: &ImageRecord) -> Result<()> {
+    let mut hidden = Vec::new();
+    for id in &disk.freeze {
+        hidden.extend(repo.image(*id)?);
+    }
+    repo.update_image(disk.id(), |now| {
+        now.freeze.retain(|id| !disk.freeze.contains(id));
+        remember_frozen(now, &hidden);
+        Ok(Change::Put)
+    })?;
+    Ok(())
+}
+
+/// The disk that is to be frozen as this pending snapshot, if there is one.
+pub(crate) fn disk_of(repo: &Repo, snapshot: &ImageRecord) -> Result<Option<ImageId>> {
+    for holder in repo.driver.holders(snapshot.volume)? {
+        if repo.image(holder)?.is_some_and(|image| image.freeze.contains(&snapshot.id())) {
+            return Ok(Some(holder));
+        }
+    }
+    Ok(None)
+}
+
+/// An immutable image with the disk's data as it is now: one that exists, or a new hidden one. The caller holds no lock.
+pub(crate) fn freeze_as_base(repo: &Repo, disk: ImageId) -> Result<ImageRecord> {
+    let _order = super::lock_image(repo, disk)?;
+    let record = repo.visible_image(disk)?;
+    lease::ensure_free(repo, &record)?;
+    let below = repo.volume(record.volume)?.and_then(|volume| volume.backing).map(|backing| backing.image);
+    for candidate in [below, record.frozen_as].into_iter().flatten() {
+        if let Some(image) = repo.image(candidate)?
+            && image.token == record.token
+            && image.size == record.size
+            && image.state == State::Live
+            && image.can_back()
+        {
+            return Ok(image);
+        }
+    }
+    let hidden = ImageId::random();
+    let new = NewImage {
+        id: hidden,
+        kind: Kind::Hidden,
+        size: record.size,
+        strategy: record.strategy,
+        user_data: "{}",
+        request: None,
+        token: record.token,
+    };
+    intend(repo, disk, &new)?;
+    complete(repo, disk)?;
+    repo.image(hidden)?.ok_or_else(|| repo.image_not_found(hidden))
+}

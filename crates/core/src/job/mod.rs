@@ -1,0 +1,43 @@
+//! Jobs: work that outlives the call that started it, as state machines with a `step()`.
+
+mod pool;
+mod task;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::Result;
+use crate::repo::Repo;
+
+pub(crate) use pool::{Pool, TaskRequest};
+pub(crate) use task::{Task, percent, validate_task_id};
+
+/// What a step leaves to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// More, at once.
+    Again,
+    /// More, after a pause: something is busy.
+    Later(Duration),
+    /// Nothing.
+    Done,
+}
+
+/// What a step works with.
+pub(crate) struct Env<'a> {
+    /// The connected repositories, in order of connection.
+    pub repos: Vec<Arc<Repo>>,
+    /// Progress, and whether to stop.
+    pub task: &'a Task,
+    /// Threads that may move data.
+    pub threads: usize,
+}
+
+/// Work in steps, each short enough to be stopped after; everything needed to go on is in the repository.
+pub(crate) trait Job: Send {
+    /// Does the next piece.
+    fn step(&mut self, env: &Env<'_>) -> Result<Step>;
+
+    /// Told when a step failed or the task was stopped, so that the reason can be persisted.
+    fn failed(&mut self, error: &crate::Error);
+}

@@ -1,0 +1,281 @@
+//! A connected repository with typed records.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use crate::id::{BlobId, ImageId, VolumeId};
+use crate::record::{Header, ImageRecord, Owner, Progress, Record, SCHEMA, UserDataRef, VolumeRecord};
+use crate::repository::{Driver, HostIdentity, Put, Read, RecordKey, RecordKind, SHARDS};
+use crate::{Error, ErrorKind, Result};
+
+/// How often a compare-and-set is tried again when others keep winning.
+const CAS_TRIES: u32 = 64;
+
+/// A connected repository.
+pub(crate) struct Repo {
+    /// The caller's name for it.
+    pub id: String,
+    /// The storage.
+    pub driver: Arc<dyn Driver>,
+}
+
+impl fmt::Debug for Repo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Repo").field("id", &self.id).field("location", &self.driver.location()).finish()
+    }
+}
+
+/// A record with the key it is stored under.
+pub(crate) trait Keyed: Record {
+    fn key(&self) -> RecordKey;
+}
+
+impl Keyed for ImageRecord {
+    fn key(&self) -> RecordKey {
+        RecordKey::Image(self.id())
+    }
+}
+
+impl Keyed for VolumeRecord {
+    fn key(&self) -> RecordKey {
+        RecordKey::Volume(self.id())
+    }
+}
+
+/// What an update function wants done.
+pub(crate) enum Change {
+    /// Write the record as it is now.
+    Put,
+    /// As `Put`, and become its owner.
+    Claim,
+    /// Leave it as it was.
+    Keep,
+}
+
+impl Repo {
+    fn host(&self) -> &HostIdentity {
+        self.driver.host()
+    }
+
+    /// The image record as it is now, and durable.
+    pub fn image(&self, id: ImageId) -> Result<Option<ImageRecord>> {
+        self.fetch(RecordKey::Image(id), Read::Fresh)
+    }
+
+    /// The image record for listings and status: may be stale.
+    pub fn image_relaxed(&self, id: ImageId) -> Result<Option<ImageRecord>> {
+        self.fetch(RecordKey::Image(id), Read::Relaxed)
+    }
+
+    /// The volume record as it is now, and durable.
+    pub fn volume(&self, id: VolumeId) -> Result<Option<VolumeRecord>> {
+        self.fetch(RecordKey::Volume(id), Read::Fresh)
+    }
+
+    /// The volume record, read as asked.
+    pub fn volume_with(&self, id: VolumeId, read: Read) -> Result<Option<VolumeRecord>> {
+        self.fetch(RecordKey::Volume(id), read)
+    }
+
+    /// The image record, read as asked.
+    pub fn image_with(&self, id: ImageId, read: Read) -> Result<Option<ImageRecord>> {
+        self.fetch(RecordKey::Image(id), read)
+    }
+
+    fn fetch<R: Record>(&self, key: RecordKey, read: Read) -> Result<Option<R>> {
+        let id = match key {
+            RecordKey::Image(id) => id.0,
+            RecordKey::Volume(id) => id.0,
+        };
+        let Some(versioned) = self.driver.get(key, read)? else { return Ok(None) };
+        let mut record = R::parse(id, &versioned.bytes)?;
+        // The name decides; what the document says of its generation is for people.
+        record.header_mut().generation = versioned.generation;
+        Ok(Some(record))
+    }
+
+    /// The image record of an image that callers see.
+    pub fn visible_image(&self, id: ImageId) -> Result<ImageRecord> {
+        match self.image(id)? {
+            Some(record) if record.visible() => Ok(record),
+            _ => Err(self.image_not_found(id)),
+        }
+    }
+
+    /// The error for an id that names no image here.
+    pub fn image_not_found(&self, id: ImageId) -> Error {
+        Error::new(ErrorKind::ImageNotFound, format!("repository {:?} has no image {id}", self.id))
+            .with("imageId", id.to_string())
+            .with("repoId", self.id.clone())
+    }
+
+    /// A header for a new record, owned by this store.
+    pub fn header(&self, id: Uuid) -> Header {
+        let HostIdentity { host_id, incarnation, .. } = self.host();
+        Header {
+            schema: SCHEMA,
+            id,
+            generation: 0,
+            epoch: 1,
+            nonce: Uuid::new_v4(),
+            owner: Owner { host: host_id.clone(), incarnation: *incarnation },
+        }
+    }
+
+    /// Whether this store owns the record.
+    pub fn owns(&self, header: &Header) -> bool {
+        header.owner.incarnation == self.host().incarnation
+    }
+
+    /// Creates a record that must not exist. False: it does.
+    pub fn create<R: Keyed>(&self, record: &mut R) -> Result<bool> {
+        self.put(record, None)
+    }
+
+    /// Writes back a record that was read. False: somebody else wrote it first.
+    pub fn replace<R: Keyed>(&self, record: &mut R) -> Result<bool> {
+        let expect = record.header().generation;
+        self.put(record, Some(expect))
+    }
+
+    /// As [`Repo::replace`], becoming the owner: the epoch rises, which displaces whoever worked on it.
+    pub fn claim<R: Keyed>(&self, record: &mut R) -> Result<bool> {
+        let HostIdentity { host_id, incarnation, .. } = self.host().clone();
+        let header = record.header_mut();
+        header.epoch += 1;
+        header.owner = Owner { host: host_id, incarnation };
+        self.replace(record)
+    }
+
+    fn put<R: Keyed>(&self, record: &mut R, expect: Option<u64>) -> Result<bool> {
+        let header = record.header_mut();
+        header.nonce = Uuid::new_v4();
+        header.generation = expect.unwrap_or(0) + 1;
+        let nonce = header.nonce;
+        let bytes = to_json(record)?;
+        let outcome = match self.driver.put(record.key(), expect, &bytes)? {
+            Put::Unknown => {
+                // Only what is there now tells.
+                match self.fetch::<R>(record.key(), Read::Fresh)? {
+                    Some(now) if now.header().nonce == nonce => Put::Done(now.header().generation),
+                    _ => Put::Conflict,
+                }
+            }
+            known => known,
+        };
+        match outcome {
+            Put::Done(generation) => {
+                record.header_mut().generation = generation;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Reads, changes and writes a record until nobody interferes. None: it does not exist.
+    pub fn update<R: Keyed>(
+        &self,
+        key: RecordKey,
+        mut change: impl FnMut(&mut R) -> Result<Change>,
+    ) -> Result<Option<R>> {
+        for _ in 0..CAS_TRIES {
+            let Some(mut record) = self.fetch::<R>(key, Read::Fresh)? else { return Ok(None) };
+            let written = match change(&mut record)? {
+                Change::Keep => true,
+                Change::Put => self.replace(&mut record)?,
+                Change::Claim => self.claim(&mut record)?,
+            };
+            if written {
+                return Ok(Some(record));
+            }
+        }
+        Err(Error::new(
+            ErrorKind::Conflict,
+            format!("repository {:?}: {key:?} changes all the time", self.id),
+        ))
+    }
+
+    /// [`Repo::update`] of an image.
+    pub fn update_image(
+        &self,
+        id: ImageId,
+        change: impl FnMut(&mut ImageRecord) -> Result<Change>,
+    ) -> Result<Option<ImageRecord>> {
+        self.update(RecordKey::Image(id), change)
+    }
+
+    /// [`Repo::update`] of a volume.
+    pub fn update_volume(
+        &self,
+        id: VolumeId,
+        change: impl FnMut(&mut VolumeRecord) -> Result<Change>,
+    ) -> Result<Option<VolumeRecord>> {
+        self.update(RecordKey::Volume(id), change)
+    }
+
+    /// Turns a record into a tombstone. False: somebody else wrote it first.
+    pub fn delete<R: Keyed>(&self, record: &R) -> Result<bool> {
+        match self.driver.delete(record.key(), record.header().generation)? {
+            Put::Done(_) => Ok(true),
+            Put::Conflict => Ok(false),
+            Put::Unknown => Ok(self.driver.get(record.key(), Read::Fresh)?.is_none()),
+        }
+    }
+
+    /// The caller's JSON of an image.
+    pub fn user_data(&self, record: &ImageRecord) -> Result<Box<RawValue>> {
+        let text = match record.user_data {
+            None => "{}".to_owned(),
+            Some(UserDataRef { blob, .. }) => {
+                let bytes = self.driver.get_blob(record.id(), blob)?;
+                String::from_utf8(bytes).map_err(|_| self.corrupt_user_data(record.id()))?
+            }
+        };
+        RawValue::from_string(text).map_err(|_| self.corrupt_user_data(record.id()))
+    }
+
+    fn corrupt_user_data(&self, id: ImageId) -> Error {
+        let message = format!("repository {:?}: the user data of image {id} is no JSON", self.id);
+        Error::new(ErrorKind::CorruptRecord, message)
+    }
+
+    /// Stores the caller's JSON for an image that is about to refer to it.
+    pub fn store_user_data(&self, id: ImageId, text: &str) -> Result<Option<UserDataRef>> {
+        if text == "{}" {
+            return Ok(None);
+        }
+        let blob = BlobId::random();
+        self.driver.put_blob(id, blob, text.as_bytes())?;
+        Ok(Some(UserDataRef { blob, length: text.len() as u64 }))
+    }
+
+    /// The last persisted progress of an image.
+    pub fn progress(&self, id: ImageId) -> Result<Option<Progress>> {
+        Ok(self.driver.get_progress(id)?.and_then(|bytes| Progress::parse(&bytes)))
+    }
+
+    /// Replaces the progress of an image.
+    pub fn put_progress(&self, id: ImageId, progress: &Progress) -> Result<()> {
+        self.driver.put_progress(id, &to_json(progress)?)
+    }
+
+    /// The ids of all images, in order, deleted ones possibly included.
+    pub fn image_ids(&self) -> Result<Vec<ImageId>> {
+        let mut ids = Vec::new();
+        for shard in 0..SHARDS {
+            let listed = self.driver.list(RecordKind::Image, shard)?;
+            ids.extend(listed.into_iter().map(|(id, _)| ImageId(id)));
+        }
+        ids.sort_unstable();
+        Ok(ids)
+    }
+}
+
+fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec(value)
+        .map_err(|error| Error::new(ErrorKind::Internal, format!("a record cannot be written: {error}")))
+}
