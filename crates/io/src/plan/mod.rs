@@ -71,6 +71,14 @@ impl Plan {
         self.moves.iter().fold(0, |sum, step| sum.saturating_add(step.length * weight(step.action)))
     }
 
+    fn push_some(&mut self, offset: u64, length: u64, action: Option<Action>) {
+        if let Some(action) = action
+            && length > 0
+        {
+            self.push(offset, length, action);
+        }
+    }
+
     fn push(&mut self, offset: u64, length: u64, action: Action) {
         match self.moves.last_mut() {
             Some(last) if last.action == action && last.offset + last.length == offset => {
@@ -95,9 +103,14 @@ pub struct Target {
 /// Without a base all of it is written, but for zeroes that the target has already. With a base, which must be
 /// what shows through the (empty, backed) target, only what differs: pieces that both share physically and
 /// pieces that both know to be zero are left out without being read. Beyond the end of the base zeroes show.
+///
+/// With a base, moves begin and end at multiples of [`UNIT`] in the disk (but for the ends of the range): the
+/// overlay is written in whole clusters, and a unit that is partly a hole in one and partly data in the other is
+/// compared, because a hole and zeroes read the same.
 pub fn copy(source: &Image, base: Option<&Image>, target: Target, offset: u64, length: u64) -> Result<Plan> {
     let mut plan = Plan { offset, length, moves: Vec::new() };
     let mut pieces = Pieces::new(source, base, offset, length);
+    let mut mixed = Mixed::default();
     while let Some(piece) = pieces.next()? {
         let is_zero = piece.source.is_zero();
         let action = match piece.base {
@@ -112,11 +125,46 @@ pub fn copy(source: &Image, base: Option<&Image>, target: Target, offset: u64, l
                 (false, false) => Some(Action::Compare),
             },
         };
-        if let Some(action) = action {
-            plan.push(piece.offset, piece.length, action);
+        match piece.base {
+            None => plan.push_some(piece.offset, piece.length, action),
+            Some(_) => mixed.add(&mut plan, piece.offset, piece.length, action),
         }
     }
+    mixed.end(&mut plan);
     Ok(plan)
+}
+
+/// Joins what lies in one unit to one move.
+#[derive(Default)]
+struct Mixed {
+    offset: u64,
+    length: u64,
+    action: Option<Action>,
+}
+
+impl Mixed {
+    fn add(&mut self, plan: &mut Plan, mut offset: u64, mut length: u64, action: Option<Action>) {
+        while length > 0 {
+            let whole = offset.is_multiple_of(UNIT) && length >= UNIT;
+            let part = if whole { length - length % UNIT } else { (UNIT - offset % UNIT).min(length) };
+            if whole || self.length == 0 || self.offset / UNIT != offset / UNIT {
+                self.end(plan);
+                *self = Self { offset, length: part, action };
+            } else {
+                if self.action != action {
+                    self.action = Some(Action::Compare);
+                }
+                self.length += part;
+            }
+            offset += part;
+            length -= part;
+        }
+    }
+
+    fn end(&mut self, plan: &mut Plan) {
+        plan.push_some(self.offset, self.length, self.action);
+        self.length = 0;
+    }
 }
 
 /// A range over which both maps are the same.
