@@ -1,1 +1,91 @@
-//! Under construction.
+//! What the end-to-end tests share: scratch repositories, and QEMU as the judge.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+use vdsmstore_core::options::{FormatOptions, ForceOptions, PrepareOptions, WaitOptions};
+use vdsmstore_core::{Image, ImageStatus, PreparedImage, Result, Status, Store, StoreOptions};
+
+/// How long a test waits for work on an image.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The parameters of a local repository.
+pub fn at(path: &Path) -> Map<String, Value> {
+    let mut parameters = Map::new();
+    parameters.insert("path".into(), path.to_str().expect("a UTF-8 path").into());
+    parameters
+}
+
+/// A store as a host of that name.
+pub fn store(host: &str) -> Store {
+    let mut options = StoreOptions::default();
+    options.host_id = Some(host.to_owned());
+    Store::new(options).expect("a store")
+}
+
+/// Formats a repository under `root` and connects it under its name.
+pub fn new_repo(store: &Store, root: &Path, name: &str) -> PathBuf {
+    let path = root.join(name);
+    std::fs::create_dir_all(&path).expect("a directory");
+    store.format_storage_repository("localfs-1.0", &at(&path), &FormatOptions::default()).expect("format");
+    store.connect_storage_repository(name, "localfs-1.0", &at(&path)).expect("connect");
+    path
+}
+
+/// Waits for the work on an image, which must end well.
+pub fn settle(store: &Store, repo: &str, image: &str) -> ImageStatus {
+    let status = store.wait_image(repo, image, Some(PATIENCE), &WaitOptions::default()).expect("wait");
+    assert_ne!(status.status, Status::Broken, "image {image}: {status:?}");
+    assert_eq!(status.last_error, None);
+    status
+}
+
+/// Opens an image for writing, works on it, closes it.
+pub fn write<T>(store: &Store, repo: &str, image: &str, work: impl FnOnce(&Image) -> Result<T>) -> T {
+    let open = store.open_image(repo, image, true).expect("open for writing");
+    let result = work(&open).expect("write");
+    open.close().expect("close");
+    result
+}
+
+/// Hands an image to `work` as QEMU would get it.
+pub fn prepared<T>(store: &Store, repo: &str, image: &str, work: impl FnOnce(&PreparedImage) -> T) -> T {
+    let options = PrepareOptions { read_only: true };
+    let prepared = store.prepare_image(repo, image, &options).expect("prepare");
+    let result = work(&prepared);
+    store.teardown_image(repo, image, &ForceOptions::default()).expect("teardown");
+    result
+}
+
+/// Runs a program that must succeed.
+pub fn run(program: &str, arguments: &[&str]) -> Output {
+    let output = Command::new(program).args(arguments).output().unwrap_or_else(|e| panic!("{program}: {e}"));
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output
+}
+
+/// QEMU reads the image and the file with the same bytes; a qcow2 volume is checked too.
+pub fn qemu_equal(store: &Store, repo: &str, image: &str, file: &Path) {
+    prepared(store, repo, image, |prepared| {
+        if prepared.format == "qcow2" {
+            run("qemu-img", &["check", "-f", "qcow2", &prepared.path]);
+        }
+        let file = file.to_str().expect("a UTF-8 path");
+        run("qemu-img", &["compare", "-f", &prepared.format, "-F", "raw", &prepared.path, file]);
+    });
+}
+
+/// Bytes that a call made this process write, by the kernel's count.
+pub fn bytes_written() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/io").expect("/proc/self/io");
+    let line = text.lines().find_map(|line| line.strip_prefix("wchar: ")).expect("wchar");
+    line.parse().expect("a number")
+}
