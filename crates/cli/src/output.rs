@@ -8,6 +8,15 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use vdsmstore_core::{Error, ErrorKind, Result};
 
+/// `write!` to a string, which cannot fail.
+macro_rules! put {
+    ($text:expr, $($rest:tt)*) => {{
+        use std::fmt::Write as _;
+        let _ = write!($text, $($rest)*);
+    }};
+}
+pub(crate) use put;
+
 /// Standard output in the form that was asked for.
 #[derive(Debug)]
 pub struct Output {
@@ -54,6 +63,11 @@ impl Output {
     /// Prints a line.
     pub fn line(&self, text: &str) -> Result<()> {
         self.bytes(format!("{text}\n").as_bytes())
+    }
+
+    /// Prints lines.
+    pub fn lines(&self, lines: &[String]) -> Result<()> {
+        self.bytes(lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect::<String>().as_bytes())
     }
 
     /// Prints a value as JSON.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use vdsmstore_core::TaskInfo;
 
+use crate::output::put;
 use crate::size::human;
 
 const REDRAW: Duration = Duration::from_millis(100);
@@ -65,27 +66,27 @@ impl Drop for Progress {
 fn line(task: &TaskInfo, others: usize, elapsed: Duration) -> String {
     let mut line = String::from(task.task_type);
     if !task.stage.is_empty() {
-        line += &format!(" {}", task.stage);
+        put!(line, " {}", task.stage);
     }
     if let Ok(percent) = usize::try_from(task.percent_complete) {
         let percent = percent.min(100);
         let full = percent * WIDTH / 100;
-        line += &format!(" [{}{}] {percent:3}%", "#".repeat(full), "-".repeat(WIDTH - full));
+        put!(line, " [{}{}] {percent:3}%", "#".repeat(full), "-".repeat(WIDTH - full));
     }
     if task.bytes_total > 0 {
-        line += &format!("  {}/{}", human(task.bytes_done), human(task.bytes_total));
+        put!(line, "  {}/{}", human(task.bytes_done), human(task.bytes_total));
         let seconds = elapsed.as_secs_f64();
         if seconds > 0.5 && task.bytes_done > 0 {
             #[allow(clippy::cast_precision_loss, clippy::cast_sign_loss)]
             let rate = (task.bytes_done as f64 / seconds) as u64;
-            line += &format!("  {}/s", human(rate));
+            put!(line, "  {}/s", human(rate));
             if let Some(left) = task.bytes_total.saturating_sub(task.bytes_done).checked_div(rate) {
-                line += &format!("  {}:{:02} left", left / 60, left % 60);
+                put!(line, "  {}:{:02} left", left / 60, left % 60);
             }
         }
     }
     if others > 0 {
-        line += &format!("  and {others} more");
+        put!(line, "  and {others} more");
     }
     // One line of a small terminal.
     line.chars().take(79).collect()

@@ -98,17 +98,6 @@ impl Session {
         Ok(())
     }
 
-    /// The name of the work that a command starts.
-    pub fn task_id(&self, given: Option<&str>) -> String {
-        given.map_or_else(
-            || {
-                let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-                format!("cli-{}-{}", process::id(), now.as_nanos())
-            },
-            str::to_owned,
-        )
-    }
-
     /// Waits for everything that this store runs, with a progress bar; the error is that of the named task.
     pub fn wait_tasks(&self, task_id: &str) -> Result<()> {
         let mut progress = Progress::new(self.out.json());
@@ -165,6 +154,17 @@ impl Session {
             (Status::Degraded, Ok(())) => Ok(Outcome::Degraded),
         }
     }
+}
+
+/// The name of the work that a command starts.
+pub fn task_id(given: Option<&str>) -> String {
+    given.map_or_else(
+        || {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            format!("cli-{}-{}", process::id(), now.as_nanos())
+        },
+        str::to_owned,
+    )
 }
 
 /// The status dict, with the names of what it belongs to.

@@ -25,7 +25,7 @@ pub fn read(session: &Session, arguments: &ImageRead) -> Result<Outcome> {
         let count = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
         image.read(offset, &mut buffer[..count])?;
         session.out.bytes(&buffer[..count])?;
-        offset += count as i64;
+        offset = offset.saturating_add_unsigned(count as u64);
         left -= count as u64;
     }
     image.close()?;

@@ -82,7 +82,7 @@ fn list(session: &Session, arguments: &ImageList) -> Result<Outcome> {
         if session.out.json() {
             session.out.value(&ids)?;
         } else {
-            session.out.bytes(ids.iter().map(|id| format!("{id}\n")).collect::<String>().as_bytes())?;
+            session.out.lines(&ids)?;
         }
     }
     Ok(Outcome::Done)

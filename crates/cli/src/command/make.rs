@@ -11,7 +11,7 @@ use crate::args::{
 };
 use crate::config::usage;
 use crate::output::local;
-use crate::session::{Outcome, Session};
+use crate::session::{Outcome, Session, task_id};
 
 /// `image create`
 pub fn create(session: &Session, arguments: &ImageCreate) -> Result<Outcome> {
@@ -21,7 +21,7 @@ pub fn create(session: &Session, arguments: &ImageCreate) -> Result<Outcome> {
     } else {
         session.connect(&arguments.repo)?;
     }
-    let task = session.task_id(new.work.task_id.as_deref());
+    let task = task_id(new.work.task_id.as_deref());
     let id = session.store.create_virtual_disk(
         &arguments.repo,
         arguments.size,
@@ -36,7 +36,7 @@ pub fn create(session: &Session, arguments: &ImageCreate) -> Result<Outcome> {
 pub fn snapshot(session: &Session, arguments: &ImageSnapshot) -> Result<Outcome> {
     let new = &arguments.new;
     session.connect(&arguments.repo)?;
-    let task = session.task_id(new.work.task_id.as_deref());
+    let task = task_id(new.work.task_id.as_deref());
     let id = session.store.create_snapshot(
         &arguments.repo,
         &arguments.disk,
@@ -50,7 +50,7 @@ pub fn snapshot(session: &Session, arguments: &ImageSnapshot) -> Result<Outcome>
 pub fn copy(session: &Session, arguments: &ImageCopy) -> Result<Outcome> {
     let new = &arguments.new;
     connect(session, &arguments.repo, new)?;
-    let task = session.task_id(new.work.task_id.as_deref());
+    let task = task_id(new.work.task_id.as_deref());
     let CreateOptions { auto_fix, strategy, participating_repositories, image_hints, image_id, task_id } =
         create_options(new, &task)?;
     let options = CopyOptions {
@@ -84,7 +84,7 @@ pub fn import(session: &Session, arguments: &ImageImport) -> Result<Outcome> {
         FileFormat::Qcow2 => "qcow2",
     };
     session.connect(&arguments.repo)?;
-    let task = session.task_id(new.work.task_id.as_deref());
+    let task = task_id(new.work.task_id.as_deref());
     let id = session.store.import_image(
         &arguments.repo,
         path,
@@ -99,7 +99,7 @@ pub fn import(session: &Session, arguments: &ImageImport) -> Result<Outcome> {
 pub fn remove(session: &Session, arguments: &ImageRemove) -> Result<Outcome> {
     let (repo, image) = (&arguments.image.repo, &arguments.image.image);
     session.connect(repo)?;
-    let task = session.task_id(arguments.task_id.as_deref());
+    let task = task_id(arguments.task_id.as_deref());
     let auto_fix = if arguments.no_wait { AutoFix::Off } else { AutoFix::On };
     let options = RemoveOptions { auto_fix, task_id: Some(task.clone()) };
     session.store.remove_image(repo, image, &options)?;

@@ -1,6 +1,7 @@
 //! The tree for Graphviz.
 
 use super::tree::{Forest, MISSING};
+use crate::output::put;
 
 /// A directed graph; edges point at the base.
 pub fn draw(forest: &Forest, title: &str) -> String {
@@ -17,7 +18,8 @@ pub fn draw(forest: &Forest, title: &str) -> String {
         }
         let colours = super::svg::colours(&image.kind);
         let style = if colours.dashed { ", style = \"rounded,filled,dashed\"" } else { "" };
-        text += &format!(
+        put!(
+            text,
             "    {} [label = {}, fillcolor = \"{}\", color = \"{}\"{style}];\n",
             quote(&image.image_id.to_string()),
             quote(&label.join("\n")),
@@ -28,11 +30,7 @@ pub fn draw(forest: &Forest, title: &str) -> String {
     for node in forest.nodes() {
         if let Some(base) = node.base {
             let base = &forest.node(base).image.image_id;
-            text += &format!(
-                "    {} -> {};\n",
-                quote(&node.image.image_id.to_string()),
-                quote(&base.to_string())
-            );
+            put!(text, "    {} -> {};\n", quote(&node.image.image_id.to_string()), quote(&base.to_string()));
         }
     }
     text + "}\n"

@@ -1,8 +1,9 @@
 //! The tree as a picture: bases at the left, what is built on them to the right.
 
 use super::tree::{Forest, MISSING, Node, Place};
+use crate::output::put;
 
-const BOX_WIDTH: f64 = 248.0;
+const BOX_WIDTH: f64 = 260.0;
 const BOX_HEIGHT: f64 = 62.0;
 const GAP_X: f64 = 56.0;
 const GAP_Y: f64 = 16.0;
@@ -110,7 +111,8 @@ fn image(node: &Node, (x, y): (f64, f64)) -> String {
         colours.fill, colours.line
     );
     let left = x + 10.0;
-    svg += &format!(
+    put!(
+        svg,
         "<text x=\"{left}\" y=\"{}\" font-size=\"12\" font-weight=\"bold\">{}</text>\n\
          <text x=\"{left}\" y=\"{}\" font-family=\"monospace\" font-size=\"10\" fill=\"#4b5563\">{id}</text>\n",
         y + 18.0,
@@ -118,7 +120,8 @@ fn image(node: &Node, (x, y): (f64, f64)) -> String {
         y + 34.0
     );
     if image.kind != MISSING {
-        svg += &format!(
+        put!(
+            svg,
             "<text x=\"{left}\" y=\"{}\">{} <tspan fill=\"{status_colour}\">{}</tspan> · {}</text>\n",
             y + 51.0,
             escape(&image.kind),
@@ -134,7 +137,8 @@ fn legend(y: f64) -> String {
     let mut x = MARGIN;
     for (_, label, colours) in KINDS {
         let dash = if colours.dashed { " stroke-dasharray=\"3 2\"" } else { "" };
-        svg += &format!(
+        put!(
+            svg,
             "<rect x=\"{x}\" y=\"{}\" width=\"14\" height=\"12\" rx=\"3\" fill=\"{}\" stroke=\"{}\"{dash}/>\
              <text x=\"{}\" y=\"{y}\">{label}</text>\n",
             y - 10.0,

@@ -1,6 +1,7 @@
 //! The tree as lines, a base above what is built on it.
 
 use super::tree::{Forest, Node};
+use crate::output::put;
 use crate::size::human;
 
 /// One line per image.
@@ -20,16 +21,17 @@ pub fn draw(forest: &Forest, colour: bool) -> String {
     let width = lines.iter().map(|(tree, _)| tree.chars().count()).max().unwrap_or(0);
     let mut text = String::new();
     for (tree, node) in lines {
-        text += &format!(
+        put!(
+            text,
             "{tree:<width$}  {}",
             paint(colour, kind_colour(node), &format!("{:<8}", node.image.kind))
         );
         if !node.status().is_empty() {
-            text += &format!("  {}", paint(colour, status_colour(node), &format!("{:<9}", node.status())));
-            text += &format!("  {:>6}  {:>6}", human(node.image.size), human(node.image.allocated));
+            put!(text, "  {}", paint(colour, status_colour(node), &format!("{:<9}", node.status())));
+            put!(text, "  {:>6}  {:>6}", human(node.image.size), human(node.image.allocated));
         }
         if let Some(name) = &node.name {
-            text += &format!("  {}", paint(colour, "1", name));
+            put!(text, "  {}", paint(colour, "1", name));
         }
         text.truncate(text.trim_end().len());
         text.push('\n');

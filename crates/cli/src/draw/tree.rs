@@ -26,9 +26,9 @@ pub struct Node {
 }
 
 impl Node {
-    /// Its size and what it takes, for people.
+    /// What it takes, of which virtual size.
     pub fn sizes(&self) -> String {
-        format!("{}, {} allocated", human(self.image.size), human(self.image.allocated))
+        format!("{} of {}", human(self.image.allocated), human(self.image.size))
     }
 
     /// Its status, for people.
