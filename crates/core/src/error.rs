@@ -163,6 +163,11 @@ impl Error {
         self.0.kind
     }
 
+    /// Whether a record cannot be understood: its image is broken, other images are not.
+    pub(crate) fn is_bad_record(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::CorruptRecord | ErrorKind::VersionTooNew)
+    }
+
     /// One line: the object and the reason, without the cause.
     pub fn message(&self) -> &str {
         &self.0.message

@@ -66,9 +66,12 @@ impl Repo {
         self.fetch(RecordKey::Image(id), Read::Fresh)
     }
 
-    /// The image record for listings and status: may be stale.
-    pub fn image_relaxed(&self, id: ImageId) -> Result<Option<ImageRecord>> {
-        self.fetch(RecordKey::Image(id), Read::Relaxed)
+    /// The image record for walks over all images: one that cannot be understood is passed over.
+    pub fn image_listed(&self, id: ImageId) -> Result<Option<ImageRecord>> {
+        match self.image_with(id, Read::Relaxed) {
+            Err(error) if error.is_bad_record() => Ok(None),
+            other => other,
+        }
     }
 
     /// The volume record as it is now, and durable.

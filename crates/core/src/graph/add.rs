@@ -5,7 +5,9 @@
 
 use crate::id::{ImageId, Token, VolumeId};
 use crate::options::Strategy;
-use crate::record::{Backing, Fill, ImageRecord, Kind, State, VolumeFormat, VolumeRecord, VolumeState};
+use crate::record::{
+    Backing, Fill, ImageRecord, Kind, State, Unknown, VolumeFormat, VolumeRecord, VolumeState,
+};
 use crate::repo::{Change, Repo};
 use crate::repository::Marker;
 use crate::{Error, ErrorKind, Result};
@@ -44,35 +46,47 @@ pub(crate) enum Intended {
 
 /// Announces a volume: from here on it may be pointed at by `holder`.
 pub(crate) fn announce_volume(repo: &Repo, new: NewVolume, holder: ImageId) -> Result<VolumeRecord> {
-    let id = VolumeId::random();
     let mut record = VolumeRecord {
-        header: repo.header(id.0),
+        header: repo.header(VolumeId::random().0),
         format: new.format,
         size: new.size,
         backing: new.backing,
         mirror: None,
         state: VolumeState::Filling,
         fill: Some(new.fill),
-        unknown: Default::default(),
+        unknown: Unknown::default(),
     };
-    let announced = (|| {
-        if let Some(backing) = &record.backing {
-            repo.driver.mark(Marker::Child(backing.image, id))?;
-        }
-        // Any generation but the first: a deleter took the marker for stale and buried the id.
-        if !repo.create(&mut record)? || record.header.generation != 1 {
-            let message = format!("the new volume {id} was taken for garbage");
-            return Err(Error::new(ErrorKind::Conflict, message));
-        }
-        repo.driver.mark(Marker::Holder(id, holder))
-    })();
-    match announced {
-        Ok(()) => Ok(record),
-        Err(error) => {
-            withdraw_volume(repo, &record, holder);
-            Err(error)
+    for _ in 0..ANNOUNCE_TRIES {
+        match try_announce(repo, &mut record, holder) {
+            Ok(true) => return Ok(record),
+            Ok(false) => {
+                withdraw_volume(repo, &record, holder);
+                record.header = repo.header(VolumeId::random().0);
+            }
+            Err(error) => {
+                withdraw_volume(repo, &record, holder);
+                return Err(error);
+            }
         }
     }
+    let message = format!("repository {:?}: new volumes are taken for garbage all the time", repo.id);
+    Err(Error::new(ErrorKind::Conflict, message))
+}
+
+/// How often a volume is announced that a deleter takes for garbage between its marker and its record.
+const ANNOUNCE_TRIES: u32 = 5;
+
+fn try_announce(repo: &Repo, record: &mut VolumeRecord, holder: ImageId) -> Result<bool> {
+    let id = record.id();
+    if let Some(backing) = &record.backing {
+        repo.driver.mark(Marker::Child(backing.image, id))?;
+    }
+    // Any generation but the first: a deleter took the marker for stale and buried the id.
+    if !repo.create(record)? || record.header.generation != 1 {
+        return Ok(false);
+    }
+    repo.driver.mark(Marker::Holder(id, holder))?;
+    Ok(true)
 }
 
 /// Takes back a volume that no image points at. What fails here is garbage that a check finds.
@@ -140,7 +154,7 @@ pub(crate) fn pending(repo: &Repo, new: &NewImage<'_>, volume: VolumeId) -> Resu
         frozen_as: None,
         request: new.request.clone(),
         error: None,
-        unknown: Default::default(),
+        unknown: Unknown::default(),
     })
 }
 

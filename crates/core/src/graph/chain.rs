@@ -98,8 +98,11 @@ pub(crate) fn resolve(repo: &Repo, image: ImageRecord, read: Read) -> Result<Res
             State::Pending => return broken(chain, format!("the data of image {id} is not complete")),
             State::Absorbed => return broken(chain, format!("image {id} is being merged away")),
         }
-        let Some(volume) = repo.volume_with(image.volume, read)? else {
-            return broken(chain, format!("the volume of image {id} has no record"));
+        let volume = match repo.volume_with(image.volume, read) {
+            Ok(Some(volume)) => volume,
+            Ok(None) => return broken(chain, format!("the volume of image {id} has no record")),
+            Err(error) if error.is_bad_record() => return broken(chain, error.message().to_owned()),
+            Err(error) => return Err(error),
         };
         if volume.state != VolumeState::Ready {
             return broken(chain, format!("the volume of image {id} is {:?}", volume.state));
@@ -109,17 +112,16 @@ pub(crate) fn resolve(repo: &Repo, image: ImageRecord, read: Read) -> Result<Res
         }
         let backing = volume.backing.clone();
         chain.links.push(Link { image, volume });
-        next = match backing {
+        next = match backing.map(|backing| (backing.image, repo.image_with(backing.image, read))) {
             None => None,
-            Some(backing) => match repo.image_with(backing.image, read)? {
-                Some(base) => Some(base),
-                None => {
-                    return broken(
-                        chain,
-                        format!("image {}, which it is based on, is not here", backing.image),
-                    );
-                }
-            },
+            Some((_, Ok(Some(base)))) => Some(base),
+            Some((base, Ok(None))) => {
+                return broken(chain, format!("image {base}, which it is based on, is not here"));
+            }
+            Some((_, Err(error))) if error.is_bad_record() => {
+                return broken(chain, error.message().to_owned());
+            }
+            Some((_, Err(error))) => return Err(error),
         };
     }
     Ok(Resolved::Whole(chain))

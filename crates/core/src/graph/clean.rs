@@ -6,7 +6,7 @@
 use uuid::Uuid;
 
 use crate::id::{ImageId, VolumeId};
-use crate::record::{Fill, How, ImageRecord, Kind, State, VolumeFormat, VolumeRecord, VolumeState};
+use crate::record::{Fill, How, ImageRecord, Kind, State, Unknown, VolumeFormat, VolumeRecord, VolumeState};
 use crate::repo::{Change, Repo};
 use crate::repository::{Access, Marker};
 use crate::{ErrorKind, Result};
@@ -51,13 +51,9 @@ fn in_demand(repo: &Repo, id: ImageId) -> Result<bool> {
         match repo.volume(child)? {
             Some(volume) if builds(&volume) => return Ok(true),
             // Whoever is between marker and record must get a conflict, so that it starts again at the marker.
-            Some(volume) => {
-                if !repo.replace(&mut volume.clone())? {
-                    return Ok(true);
-                }
-            }
+            Some(volume) if !repo.replace(&mut volume.clone())? => return Ok(true),
             None if !bury_unborn(repo, child)? => return Ok(true),
-            None => {}
+            _ => {}
         }
         repo.driver.unmark(Marker::Child(id, child))?;
     }
@@ -74,7 +70,7 @@ fn bury_unborn(repo: &Repo, id: VolumeId) -> Result<bool> {
         mirror: None,
         state: VolumeState::Doomed,
         fill: Some(Fill::simple(How::Zero)),
-        unknown: Default::default(),
+        unknown: Unknown::default(),
     };
     record.header.nonce = Uuid::new_v4();
     Ok(repo.create(&mut record)? && repo.delete(&record)?)

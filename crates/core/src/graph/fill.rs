@@ -325,9 +325,9 @@ fn replace_volume(repo: &Repo, image: &ImageRecord, mut fill: Fill) -> Result<()
             return Err(add::displaced(repo, old));
         }
         if is_next {
-            now.next = Some(new.id())
+            now.next = Some(new.id());
         } else {
-            now.volume = new.id()
+            now.volume = new.id();
         }
         Ok(Change::Put)
     });
@@ -351,21 +351,28 @@ fn settle_base(repo: &Repo, volume: &mut VolumeRecord, fill: &Fill) -> Result<()
             _ => return Ok(()),
         };
         repo.driver.mark(Marker::Child(base.id(), volume.id()))?;
-        volume.backing = Some(Backing { image: base.id(), size: base.size });
-        if !repo.replace(volume)? {
-            return Err(add::displaced(repo, volume.id()));
-        }
-        if add::look(repo, base.id(), false).is_ok() {
+        if set_backing(repo, volume, Some(Backing { image: base.id(), size: base.size }))?
+            && add::look(repo, base.id(), false).is_ok()
+        {
             return Ok(());
         }
-        // It was cleaned away before it could be seen that we need it.
-        volume.backing = None;
-        if !repo.replace(volume)? {
-            return Err(add::displaced(repo, volume.id()));
-        }
+        // It was cleaned away, or our announcement was, before the one could see the other: from the beginning.
+        while !set_backing(repo, volume, None)? {}
         repo.driver.unmark(Marker::Child(base.id(), volume.id()))?;
     }
     Err(in_use(repo, named, "it changes all the time"))
+}
+
+/// Writes the backing image of a volume that we fill. False: the record moved; it was read again.
+fn set_backing(repo: &Repo, volume: &mut VolumeRecord, backing: Option<Backing>) -> Result<bool> {
+    let epoch = volume.header.epoch;
+    volume.backing = backing;
+    if repo.replace(volume)? {
+        return Ok(true);
+    }
+    let now = repo.volume(volume.id())?.filter(|now| repo.owns(&now.header) && now.header.epoch == epoch);
+    *volume = now.ok_or_else(|| add::displaced(repo, volume.id()))?;
+    Ok(false)
 }
 
 enum SourceState {
@@ -416,13 +423,13 @@ fn open_image(target: &Arc<Repo>, env: &Env<'_>, source: &Source, except: ImageI
                 continue;
             }
             lease::ensure_free(repo, &record)?;
-            env.task.uses(repo);
+            env.task.uses(repo, source.image);
             return Opened::new(&chain::open(repo, source.image, Access::ReadStill)?);
         }
         if !record.can_back() || chain::whole(repo, record.clone(), crate::repository::Read::Fresh).is_err() {
             continue;
         }
-        env.task.uses(repo);
+        env.task.uses(repo, source.image);
         let mut opened = Opened::new(&chain::open(repo, source.image, Access::Read)?)?;
         // A snapshot's id names its data; there is nothing more to compare.
         opened.token = Some(source.token);
@@ -445,19 +452,15 @@ fn open_base(repo: &Arc<Repo>, env: &Env<'_>, backing: &Backing, how: How) -> Re
     {
         return Opened::new(&chain::open(repo, backing.image, Access::Read)?).map(Some);
     }
-    match elsewhere(&env.repos, repo, backing.image)? {
-        Some(other) => {
-            env.task.uses(&other);
-            Opened::new(&chain::open(&other, backing.image, Access::Read)?).map(Some)
-        }
-        None => {
-            let message = format!(
-                "image {}, the base of a difference, is in no connected repository, or is not usable",
-                backing.image
-            );
-            Err(Error::new(ErrorKind::ImageNotFound, message).with("imageId", backing.image.to_string()))
-        }
+    if let Some(other) = elsewhere(&env.repos, repo, backing.image)? {
+        env.task.uses(&other, backing.image);
+        return Opened::new(&chain::open(&other, backing.image, Access::Read)?).map(Some);
     }
+    let message = format!(
+        "image {}, the base of a difference, is in no connected repository, or is not usable",
+        backing.image
+    );
+    Err(Error::new(ErrorKind::ImageNotFound, message).with("imageId", backing.image.to_string()))
 }
 
 /// Creates the data object and gives it the layout that the fill starts from.

@@ -82,7 +82,7 @@ pub(crate) fn complete(repo: &Repo, disk: ImageId) -> Result<()> {
             Some(snapshot) if matches!(snapshot.state, State::Pending | State::Live) => wanted.push(snapshot),
             // Removed after it was live, and others were built on it before.
             Some(snapshot) if snapshot.can_back() && !repo.driver.children(*id)?.is_empty() => {
-                wanted.push(snapshot)
+                wanted.push(snapshot);
             }
             // Removed before anybody needed it.
             _ => {}

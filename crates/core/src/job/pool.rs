@@ -233,7 +233,7 @@ impl Shared {
                 return queues.waiting.remove(index);
             }
             let first = queues.waiting.iter().filter_map(|entry| entry.not_before).min();
-            let pause = first.map_or(Duration::from_secs(3600), |time| time.saturating_duration_since(now));
+            let pause = first.map_or(Duration::from_hours(1), |time| time.saturating_duration_since(now));
             let pause = pause.max(Duration::from_millis(1));
             queues =
                 self.wake.wait_timeout(queues, pause).map_or_else(|e| e.into_inner().0, |(guard, _)| guard);

@@ -23,7 +23,7 @@ pub(crate) struct Task {
     total: AtomicU64,
     stage: Mutex<String>,
     /// Other repositories that it reads from.
-    sources: Mutex<Vec<Arc<Repo>>>,
+    sources: Mutex<Vec<(Arc<Repo>, ImageId)>>,
     outcome: Mutex<Option<Result<()>>>,
     ended: Condvar,
 }
@@ -61,14 +61,21 @@ impl Task {
         self.cancelled.load(Ordering::Relaxed)
     }
 
-    /// It reads from this repository, which therefore cannot go before it.
-    pub fn uses(&self, repo: &Arc<Repo>) {
-        locked(&self.sources).push(Arc::clone(repo));
+    /// It reads this image, whose repository therefore cannot go before it.
+    pub fn uses(&self, repo: &Arc<Repo>, image: ImageId) {
+        locked(&self.sources).push((Arc::clone(repo), image));
+    }
+
+    /// Whether it works on the image or reads it.
+    pub fn concerns(&self, repo: &Arc<Repo>, image: ImageId) -> bool {
+        let same = |(other, id): &(Arc<Repo>, ImageId)| Arc::ptr_eq(other, repo) && *id == image;
+        same(&(Arc::clone(&self.repo), self.image)) || locked(&self.sources).iter().any(same)
     }
 
     /// Whether it works on the repository or reads from it.
     pub fn needs(&self, repo: &Arc<Repo>) -> bool {
-        Arc::ptr_eq(&self.repo, repo) || locked(&self.sources).iter().any(|source| Arc::ptr_eq(source, repo))
+        Arc::ptr_eq(&self.repo, repo)
+            || locked(&self.sources).iter().any(|(source, _)| Arc::ptr_eq(source, repo))
     }
 
     /// A new stage with so many bytes to go, some of them done.
@@ -125,7 +132,7 @@ impl Task {
         let mut outcome = locked(&self.outcome);
         while outcome.is_none() {
             let pause = match deadline {
-                None => Duration::from_secs(3600),
+                None => Duration::from_hours(1),
                 Some(deadline) => match deadline.checked_duration_since(Instant::now()) {
                     Some(left) if !left.is_zero() => left,
                     _ => return false,

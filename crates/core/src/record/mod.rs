@@ -84,7 +84,7 @@ pub trait Record: Serialize + DeserializeOwned + Clone {
 }
 
 /// Fields that this release does not know.
-pub(crate) type Unknown = Map<String, Value>;
+pub type Unknown = Map<String, Value>;
 
 /// A size that an image or volume may have.
 pub(crate) fn valid_size(size: u64) -> bool {

@@ -140,6 +140,7 @@ pub enum CopyOnWrite {
 /// What the storage can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(clippy::struct_excessive_bools)] // The dict of the API.
 pub struct Capabilities {
     /// Volumes can be cloned without copying.
     pub reflink: bool,

@@ -238,7 +238,7 @@ pub(super) fn snapshot(
         request,
         token: record.token,
     };
-    match switch::intend(&repo, disk, &new)? {
+    match store.explained(&repo, disk, switch::intend(&repo, disk, &new))? {
         Intended::Taken(image) => return taken(&repo, &image, new.request.as_ref()),
         Intended::New(_) if options.auto_fix == AutoFix::Off => return Ok(id),
         Intended::New(_) => {}
@@ -298,7 +298,7 @@ pub(super) fn copy(
     let found = search.find(&repo, image)?;
     if found.record.kind == Kind::Disk {
         // Whoever writes it would change what is being read.
-        lease::ensure_free(&found.repo, &found.record)?;
+        store.explained(&found.repo, image, lease::ensure_free(&found.repo, &found.record))?;
     }
     let volume = match base {
         None => full_copy(&found, found.record.size, options.strategy),

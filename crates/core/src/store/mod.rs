@@ -312,7 +312,7 @@ impl Store {
         self.0.pool.check_id(options.task_id.as_deref())?;
         let open = self.0.open_images(&repo).iter().any(|handle| handle.id == id)
             || self.0.prepared_here(&repo).contains(&id);
-        graph::remove::remove(&repo, id, open)?;
+        self.explained(&repo, id, graph::remove::remove(&repo, id, open))?;
         // What still works on it here need not find out by itself.
         for task in self.0.pool.running() {
             if task.image == id && Arc::ptr_eq(&task.repo, &repo) {
@@ -382,7 +382,7 @@ impl Store {
             if after.is_some_and(|after| id <= after) {
                 continue;
             }
-            if let Some(image) = repo.image_relaxed(id)?
+            if let Some(image) = repo.image_listed(id)?
                 && image.visible()
                 && kind.is_none_or(|kind| image.kind == kind)
             {
@@ -425,8 +425,8 @@ impl Store {
     pub fn open_image(&self, repo_id: &str, image_id: &str, writable: bool) -> Result<Image> {
         let repo = if writable { self.writable_repo(repo_id)? } else { self.repo(repo_id)? };
         let id = ImageId::parse(image_id)?;
-        let chain =
-            if writable { lease::take(&repo, id, OpenMode::Io)? } else { open_for_reading(&repo, id)? };
+        let chain = if writable { lease::take(&repo, id, OpenMode::Io) } else { open_for_reading(&repo, id) };
+        let chain = self.explained(&repo, id, chain)?;
         let handle = match Handle::new(Arc::clone(&repo), id, chain, writable) {
             Ok(handle) => Arc::new(handle),
             Err(error) => {
@@ -452,7 +452,8 @@ impl Store {
         options: &PrepareOptions,
     ) -> Result<PreparedImage> {
         let repo = if options.read_only { self.repo(repo_id)? } else { self.writable_repo(repo_id)? };
-        self.0.prepare(&repo, ImageId::parse(image_id)?, options.read_only)
+        let id = ImageId::parse(image_id)?;
+        self.explained(&repo, id, self.0.prepare(&repo, id, options.read_only))
     }
 
     /// Releases a prepared image; one that is not prepared is left alone. `force`: its holder is known to be dead.
@@ -528,7 +529,7 @@ impl Store {
         let repo = self.repo(repo_id)?;
         let mut nodes = Vec::new();
         for id in repo.image_ids()? {
-            if let Some(image) = repo.image_relaxed(id)? {
+            if let Some(image) = repo.image_listed(id)? {
                 nodes.push(view::node(&repo, &image)?);
             }
         }
@@ -542,6 +543,19 @@ impl Store {
     }
 
     // For the verbs in files of their own.
+
+    /// Tells of a busy image which task of this store keeps it busy, if one does.
+    fn explained<T>(&self, repo: &Arc<Repo>, id: ImageId, result: Result<T>) -> Result<T> {
+        result.map_err(|error| {
+            let task = self.0.pool.running().into_iter().find(|task| task.concerns(repo, id));
+            match task {
+                Some(task) if error.kind() == ErrorKind::ImageInUse => {
+                    error.with("host", self.0.host_id.clone()).with("taskId", task.id.clone())
+                }
+                _ => error,
+            }
+        })
+    }
 
     /// Where images are looked for.
     fn search(&self, options: &CreateOptions) -> Search {
@@ -606,9 +620,8 @@ fn open_for_reading(repo: &Repo, id: ImageId) -> Result<chain::OpenChain> {
 fn visible_images(repo: &Repo) -> Result<Vec<ImageRecord>> {
     let mut images = Vec::new();
     for id in repo.image_ids()? {
-        images.extend(
-            repo.image_relaxed(id)?.filter(|image| image.visible() && image.state != State::Absorbed),
-        );
+        images
+            .extend(repo.image_listed(id)?.filter(|image| image.visible() && image.state != State::Absorbed));
     }
     Ok(images)
 }

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use vdsmstore_io::sys::{LockMode, ofd_try_lock, ofd_unlock, ofd_would_block};
+use vdsmstore_io::{Device, DeviceExtent, DeviceId, FileDevice};
 
 use super::layout::{Dir, MAX_RECORD, failed, wrong};
 use super::tree::Tree;
@@ -30,20 +31,107 @@ const QEMU_USES_RESIZE: u64 = 103;
 const QEMU_KEEPS_READ: u64 = 200;
 const QEMU_KEEPS_WRITE: u64 = 201;
 const QEMU_KEEPS_RESIZE: u64 = 203;
+const QEMU_BYTES: [u64; 6] =
+    [QEMU_USES_READ, QEMU_USES_WRITE, QEMU_USES_RESIZE, QEMU_KEEPS_READ, QEMU_KEEPS_WRITE, QEMU_KEEPS_RESIZE];
 
-/// What may hold a record from the outside: the descriptor of a locked byte.
+/// Unlocks before closing: a child that another thread is starting at this moment has the descriptor until it executes
+/// its program. A forked child that drops what it has inherited must leave the lock to its parent.
+fn release(file: &File, process: u32, ranges: &[(u64, u64)]) {
+    if process == std::process::id() {
+        for &(offset, length) in ranges {
+            // The close that follows does the same.
+            let _ = ofd_unlock(file, offset, length);
+        }
+    }
+}
+
+/// One locked byte; unlocked when dropped.
 #[derive(Debug)]
 pub(super) struct ByteLock {
     file: File,
     byte: u64,
+    process: u32,
 }
 
 impl Guard for ByteLock {}
 
 impl Drop for ByteLock {
     fn drop(&mut self) {
-        // Before closing: a child that is being started at this moment may still have the descriptor.
-        let _ = ofd_unlock(&self.file, self.byte, 1);
+        release(&self.file, self.process, &[(self.byte, 1)]);
+    }
+}
+
+/// Tries to lock one byte.
+fn lock_byte(file: File, byte: u64, path: &Path) -> Result<Option<ByteLock>> {
+    let locked =
+        ofd_try_lock(&file, byte, 1, LockMode::Exclusive).map_err(|e| failed("cannot lock", path, e))?;
+    Ok(locked.then(|| ByteLock { file, byte, process: std::process::id() }))
+}
+
+/// A file under the lock of its volume; unlocked when dropped. A method that [`Device`] gains with a default
+/// implementation belongs here too.
+#[derive(Debug)]
+pub(super) struct LockedFile {
+    device: FileDevice,
+    process: u32,
+}
+
+/// What [`lock_volume`] takes.
+const VOLUME_RANGES: [(u64, u64); 2] =
+    [(VOLUME_BYTE, 2), (QEMU_USES_READ, QEMU_KEEPS_RESIZE + 1 - QEMU_USES_READ)];
+
+impl LockedFile {
+    pub(super) fn new(file: File, path: &Path, writable: bool) -> Result<Self> {
+        let device = FileDevice::from_file(file, path.to_path_buf(), writable)?;
+        Ok(Self { device, process: std::process::id() })
+    }
+}
+
+impl Drop for LockedFile {
+    fn drop(&mut self) {
+        release(self.device.file(), self.process, &VOLUME_RANGES);
+    }
+}
+
+impl Device for LockedFile {
+    fn id(&self) -> DeviceId {
+        self.device.id()
+    }
+
+    fn name(&self) -> String {
+        self.device.name()
+    }
+
+    fn len(&self) -> vdsmstore_io::Result<u64> {
+        self.device.len()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> vdsmstore_io::Result<()> {
+        self.device.read_at(offset, buffer)
+    }
+
+    fn write_at(&self, offset: u64, buffer: &[u8]) -> vdsmstore_io::Result<()> {
+        self.device.write_at(offset, buffer)
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64) -> vdsmstore_io::Result<()> {
+        self.device.write_zeroes(offset, length)
+    }
+
+    fn set_len(&self, length: u64) -> vdsmstore_io::Result<()> {
+        self.device.set_len(length)
+    }
+
+    fn allocate(&self, offset: u64, length: u64) -> vdsmstore_io::Result<()> {
+        self.device.allocate(offset, length)
+    }
+
+    fn flush(&self) -> vdsmstore_io::Result<()> {
+        self.device.flush()
+    }
+
+    fn extent(&self, offset: u64, length: u64) -> vdsmstore_io::Result<DeviceExtent> {
+        self.device.extent(offset, length)
     }
 }
 
@@ -82,10 +170,7 @@ impl Tree {
             Err(Errno::LOOP) => return Err(wrong(ErrorKind::CorruptRecord, &path, "is a symbolic link")),
             Err(e) => return Err(failed("cannot open", path, e)),
         };
-        let byte = image_byte(image.0);
-        let locked =
-            ofd_try_lock(&file, byte, 1, LockMode::Exclusive).map_err(|e| failed("cannot lock", path, e))?;
-        Ok(locked.then_some(ByteLock { file, byte }))
+        lock_byte(file, image_byte(image.0), &path)
     }
 
     /// Announces this store. The record has its lock before it has its name.
@@ -103,14 +188,12 @@ impl Tree {
             let temporary = self.written(&self.hosts, &bytes)?;
             let file =
                 temporary.file.try_clone().map_err(|e| failed("cannot open again", &self.hosts.path, e))?;
-            if !ofd_try_lock(&file, HOST_BYTE, 1, LockMode::Exclusive)
-                .map_err(|e| failed("cannot lock in", &self.hosts.path, e))?
-            {
-                return Err(wrong(ErrorKind::CannotLock, &self.hosts.path, "the new host record is locked"));
-            }
+            let lock = lock_byte(file, HOST_BYTE, &self.hosts.path)?.ok_or_else(|| {
+                wrong(ErrorKind::CannotLock, &self.hosts.path, "the new host record is locked")
+            })?;
             temporary.rename(&host.incarnation.to_string())?;
             self.hosts.sync()?;
-            Ok(ByteLock { file, byte: HOST_BYTE })
+            Ok(lock)
         })
     }
 
@@ -152,8 +235,12 @@ impl Tree {
     }
 }
 
-/// Takes what `access` asks for, all at once, through the descriptor that will do the I/O.
+/// Takes what `access` asks for, all at once or nothing, through the descriptor that will do the I/O.
 pub(super) fn lock_volume(file: &File, access: Access, path: &Path) -> Result<()> {
+    try_lock_volume(file, access, path).inspect_err(|_| release(file, std::process::id(), &VOLUME_RANGES))
+}
+
+fn try_lock_volume(file: &File, access: Access, path: &Path) -> Result<()> {
     let take = |byte, length, mode| {
         ofd_try_lock(file, byte, length, mode).map_err(|e| failed("cannot lock", path, e))
     };
@@ -172,10 +259,8 @@ pub(super) fn lock_volume(file: &File, access: Access, path: &Path) -> Result<()
     let (ours, theirs): (&[u64], &[u64]) = match access {
         Access::Read | Access::Lease => (&[], &[]),
         Access::ReadStill => (&[QEMU_KEEPS_WRITE, QEMU_KEEPS_RESIZE], &[QEMU_USES_WRITE, QEMU_USES_RESIZE]),
-        Access::Write => (
-            &[QEMU_USES_READ, QEMU_USES_WRITE, QEMU_USES_RESIZE, QEMU_KEEPS_WRITE, QEMU_KEEPS_RESIZE],
-            &[QEMU_KEEPS_READ, QEMU_KEEPS_WRITE, QEMU_KEEPS_RESIZE, QEMU_USES_WRITE, QEMU_USES_RESIZE],
-        ),
+        // A QEMU that reads a raw file holds the first byte only, and shares everything: so that one too.
+        Access::Write => (&QEMU_BYTES, &QEMU_BYTES),
     };
     // Lock first, then look: a QEMU that starts meanwhile does the same, so one of the two sees the other.
     for &byte in ours {

@@ -5,6 +5,8 @@ mod format;
 mod layout;
 mod locks;
 mod records;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod volumes;
 

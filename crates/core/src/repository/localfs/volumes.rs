@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
-use vdsmstore_io::{DeviceId, FileDevice};
+use vdsmstore_io::DeviceId;
 
 use super::layout::{FileId, TRIES, failed, file_id, parse_id, wrong};
-use super::locks::{file_system, lock_volume, qemu_use};
+use super::locks::{LockedFile, file_system, lock_volume, qemu_use};
 use super::tree::Tree;
 use crate::id::VolumeId;
 use crate::repository::{Access, OpenVolume, QemuUse};
@@ -201,7 +201,7 @@ impl Tree {
 }
 
 fn opened(file: File, path: &Path, writable: bool) -> Result<OpenVolume> {
-    Ok(OpenVolume { device: Arc::new(FileDevice::from_file(file, path.to_path_buf(), writable)?) })
+    Ok(OpenVolume { device: Arc::new(LockedFile::new(file, path, writable)?) })
 }
 
 fn device_id((domain, object): FileId) -> DeviceId {

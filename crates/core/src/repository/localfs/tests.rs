@@ -1,0 +1,125 @@
+//! What cannot be reached from outside: a writer that stood still between its comparison and its write.
+
+use serde_json::json;
+use uuid::Uuid;
+
+use super::layout::{Room, parse_generation, parse_id, parse_record, record_name};
+use super::*;
+use crate::repository::{FormatOptions, shard_of};
+
+struct Place {
+    driver: LocalFs,
+    dir: tempfile::TempDir,
+}
+
+fn place() -> Place {
+    let dir = tempfile::tempdir().unwrap();
+    let parameters = Map::from_iter([("path".to_owned(), json!(dir.path().to_str().unwrap()))]);
+    format(&parameters, &FormatOptions::default()).unwrap();
+    let host = HostIdentity { host_id: "h".into(), incarnation: Incarnation::random(), boot_id: "b".into() };
+    Place { driver: LocalFs::connect(&parameters, host).unwrap(), dir }
+}
+
+impl Place {
+    /// Writes the next generations up to `last`, in order.
+    fn put_up_to(&self, id: Uuid, last: Generation) {
+        let key = RecordKey::Image(ImageId(id));
+        let now = self.driver.get(key, Read::Fresh).unwrap().map(|record| record.generation);
+        let mut expect = now;
+        for generation in now.unwrap_or(0) + 1..=last {
+            assert_eq!(self.driver.put(key, expect, b"theirs").unwrap(), Put::Done(generation));
+            expect = Some(generation);
+        }
+    }
+
+    /// The write of who has seen generation `base`.
+    fn late_write(&self, id: Uuid, base: Generation) -> Put {
+        let shard = self.driver.tree.make_shard(Room::Images, shard_of(id)).unwrap();
+        self.driver.tree.link_next(&shard, id, base, b"late").unwrap()
+    }
+
+    fn generations(&self, id: Uuid) -> Vec<Generation> {
+        let shard = self.dir.path().join(format!("images/{:03x}", shard_of(id)));
+        let names = std::fs::read_dir(shard).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut found: Vec<_> = names
+            .map(|name| parse_record(name.to_str().unwrap()).expect("it is a record"))
+            .map(|(_, g)| g)
+            .collect();
+        found.sort_unstable();
+        found
+    }
+
+    fn newest(&self, id: Uuid) -> (Generation, Vec<u8>) {
+        let found = self.driver.get(RecordKey::Image(ImageId(id)), Read::Fresh).unwrap().unwrap();
+        (found.generation, found.bytes)
+    }
+}
+
+#[test]
+fn a_late_writer_never_hides_a_newer_record() {
+    for moved_on in 0..6 {
+        let (place, id) = (place(), Uuid::new_v4());
+        place.put_up_to(id, 5 + moved_on);
+        let put = place.late_write(id, 5);
+        match moved_on {
+            // Nobody was faster: it is no late writer.
+            0 => {
+                assert_eq!(put, Put::Done(6));
+                assert_eq!(place.newest(id), (6, b"late".to_vec()));
+                assert_eq!(place.generations(id), [5, 6]);
+            }
+            // The name is taken, by the winner or by what is kept of it.
+            1 | 2 => assert_eq!(put, Put::Conflict),
+            // The name is free again; the listing after the write tells.
+            _ => assert_eq!(put, Put::Unknown),
+        }
+        if moved_on > 0 {
+            assert_eq!(place.newest(id), (5 + moved_on, b"theirs".to_vec()));
+            assert_eq!(place.generations(id), [4 + moved_on, 5 + moved_on], "nothing of it is left");
+        }
+    }
+}
+
+#[test]
+fn a_late_writer_does_not_bring_back_a_deleted_record() {
+    let (place, id) = (place(), Uuid::new_v4());
+    let key = RecordKey::Image(ImageId(id));
+    place.put_up_to(id, 3);
+    assert_eq!(place.driver.delete(key, 3).unwrap(), Put::Done(4));
+    assert_eq!(place.late_write(id, 3), Put::Conflict);
+    assert_eq!(place.late_write(id, 1), Put::Unknown);
+    assert_eq!(place.driver.get(key, Read::Fresh).unwrap(), None);
+    // Nor one who saw nothing, after the record came and went.
+    assert_eq!(place.late_write(id, 0), Put::Unknown);
+    assert_eq!(place.driver.get(key, Read::Fresh).unwrap(), None);
+    assert_eq!(place.driver.put(key, None, b"new").unwrap(), Put::Done(5));
+}
+
+#[test]
+fn a_writer_whose_record_was_built_upon_at_once_has_succeeded() {
+    let (place, id) = (place(), Uuid::new_v4());
+    place.put_up_to(id, 1);
+    // What the faster one has linked already, before this one comes to its second listing.
+    let name = |generation| {
+        place.dir.path().join(format!("images/{:03x}/{}", shard_of(id), record_name(id, generation)))
+    };
+    std::fs::write(name(3), b"theirs").unwrap();
+    assert_eq!(place.late_write(id, 1), Put::Done(2));
+    assert_eq!(place.newest(id), (3, b"theirs".to_vec()));
+    assert_eq!(place.generations(id), [1, 2, 3]);
+}
+
+#[test]
+fn names_are_strict() {
+    let id = Uuid::new_v4();
+    assert_eq!(parse_record(&record_name(id, 1)), Some((id, 1)));
+    assert_eq!(parse_record(&record_name(id, u64::MAX)), Some((id, u64::MAX)));
+    assert_eq!(parse_record(&record_name(id, 0)), None);
+    for wrong in ["", "1", "000000000000000g", "000000000000000A", "+000000000000001", "00000000000000001"] {
+        assert_eq!(parse_generation(wrong), None, "{wrong}");
+    }
+    for wrong in [&id.simple().to_string(), &id.braced().to_string(), &id.to_string().to_uppercase()] {
+        // All digits: the upper case is the same.
+        assert!(parse_id(wrong).is_none() || *wrong == id.to_string(), "{wrong}");
+    }
+}
