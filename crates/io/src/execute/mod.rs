@@ -121,9 +121,9 @@ fn run_threads(
         let mut buffers = Buffers::default();
         let mut one = || -> Result<bool> {
             control.check()?;
-            let Some(step) = next()? else { return Ok(false) };
-            work(step, &mut buffers)?;
-            (control.progress)(step.length);
+            let Some(request) = next()? else { return Ok(false) };
+            work(request, &mut buffers)?;
+            (control.progress)(request.length);
             Ok(true)
         };
         while !stop.load(Ordering::Relaxed) {

@@ -25,6 +25,7 @@ const MAX_NAME: u32 = 1023;
 
 /// A validated header: every offset is aligned and lies within the device, every size is within QEMU's limits.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "the format has that many flags")]
 pub(super) struct Header {
     pub version: u32,
     pub cluster_bits: u32,
@@ -42,7 +43,8 @@ pub(super) struct Header {
     pub extended_l2: bool,
     pub autoclear: u64,
     pub refcount_bits: u32,
-    pub header_length: u32,
+    /// Of the header itself, extensions apart.
+    pub length: u32,
     pub encrypted: bool,
     /// zstd instead of deflate.
     pub zstd: bool,
@@ -151,7 +153,7 @@ impl Header {
             extended_l2: false,
             autoclear: 0,
             refcount_bits: 16,
-            header_length: 72,
+            length: 72,
             encrypted: false,
             zstd: false,
             bitmaps: false,
@@ -176,7 +178,7 @@ impl Header {
             if name_length > MAX_NAME || name_offset > cluster_size - u64::from(name_length) {
                 return bad("the backing name is too long or lies outside the first cluster");
             }
-            if name_offset < u64::from(header.header_length) {
+            if name_offset < u64::from(header.length) {
                 return bad("the backing name lies within the header");
             }
             extensions_limit = name_offset;
@@ -197,7 +199,7 @@ impl Header {
         let incompatible = front.u64(72)?;
         self.autoclear = front.u64(88)?;
         let refcount_order = front.u32(96)?;
-        self.header_length = front.u32(100)?;
+        self.length = front.u32(100)?;
         if incompatible & !INCOMPATIBLE_KNOWN != 0 {
             return Err(unsupported(device, "unknown incompatible feature bits"));
         }
@@ -205,7 +207,7 @@ impl Header {
             return Err(corrupt(device, "refcounts wider than 64 bits"));
         }
         self.refcount_bits = 1 << refcount_order;
-        let length = u64::from(self.header_length);
+        let length = u64::from(self.length);
         if length < 104 || !length.is_multiple_of(8) || length > self.cluster_size() {
             return Err(corrupt(device, "impossible header length"));
         }
@@ -275,7 +277,7 @@ impl Header {
 
     fn read_extensions(&mut self, device: &dyn Device, front: &mut Front<'_>, limit: u64) -> Result<()> {
         let bad = |message| Err(corrupt(device, message));
-        let mut at = u64::from(self.header_length);
+        let mut at = u64::from(self.length);
         // A version 2 file may end its header cluster, or the room before the name, without an END.
         while at + 8 <= limit && at + 8 <= front.length {
             let (kind, length) = (front.u32(at)?, u64::from(front.u32(at + 4)?));

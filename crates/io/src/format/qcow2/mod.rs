@@ -11,9 +11,6 @@ mod mapping;
 mod table;
 mod write;
 
-#[cfg(test)]
-mod tests;
-
 pub use create::{Backing, CreateOptions, create, set_backing_name};
 pub(crate) use mapping::{Below, Piece, Qcow2};
 
@@ -22,6 +19,7 @@ use crate::{Device, Result};
 /// What the header says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
+#[allow(clippy::struct_excessive_bools, reason = "the format has that many flags")]
 pub struct Info {
     /// Virtual size in bytes.
     pub size: u64,

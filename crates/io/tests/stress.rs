@@ -1,0 +1,90 @@
+//! Many threads on one image.
+#![cfg(feature = "sim")]
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use common::*;
+use vdsmstore_io::{Format, Image};
+
+/// Bytes belong to threads in an interleaved way, so that all meet in every cluster. Each checks its own after
+/// every step, while others write around them, and one flushes.
+fn run(image: &Image, size: u64, stripe: u64, base: &[u8]) -> Vec<u8> {
+    const THREADS: u64 = 6;
+    let stop = AtomicBool::new(false);
+    let parts: Vec<Vec<u8>> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..THREADS)
+            .map(|me| {
+                scope.spawn(move || {
+                    let mut model = base.to_vec();
+                    let mut random = Random::new(me + 1);
+                    let stripes = size / stripe;
+                    for _ in 0..400 {
+                        let mine = random.below(stripes / THREADS) * THREADS + me;
+                        let at = mine * stripe;
+                        let length = 1 + random.below(stripe);
+                        let range = at as usize..(at + length) as usize;
+                        if random.below(4) == 0 {
+                            image.discard(at, length).unwrap();
+                            model[range].fill(0);
+                        } else {
+                            random.fill(&mut model[range.clone()]);
+                            image.write(at, &model[range]).unwrap();
+                        }
+                        let check = (random.below(stripes / THREADS) * THREADS + me) * stripe;
+                        let mut buffer = vec![0; stripe as usize];
+                        image.read(check, &mut buffer).unwrap();
+                        assert_same(&buffer, &model[check as usize..][..stripe as usize]);
+                    }
+                    model
+                })
+            })
+            .collect();
+        let flusher = scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                image.flush().unwrap();
+                std::thread::yield_now();
+            }
+        });
+        let parts = workers.into_iter().map(|worker| worker.join().unwrap()).collect();
+        stop.store(true, Ordering::Relaxed);
+        flusher.join().unwrap();
+        parts
+    });
+    (0..size).map(|at| parts[(at / stripe % THREADS) as usize][at as usize]).collect()
+}
+
+fn stress(size: u64, stripe: u64, cluster_size: u64) {
+    let (_keep, dir) = scratch();
+    let (top, base) = (dir.join("top"), dir.join("base"));
+    let mut bytes = vec![0; size as usize];
+    Random::new(9).fill(&mut bytes);
+    std::fs::write(&base, &bytes).unwrap();
+    let options = format!("cluster_size={cluster_size}");
+    let (name, length) = (top.to_str().unwrap(), size.to_string());
+    qemu(
+        "qemu-img",
+        &["create", "-q", "-f", "qcow2", "-o", &options, "-u", "-b", "base", "-F", "raw", name, &length],
+    );
+    let image = open(&[(&top, Format::Qcow2, size), (&base, Format::Raw, size)]);
+    let model = run(&image, size, stripe, &bytes);
+    assert_same(&read_all(&image), &model);
+    image.flush().unwrap();
+    drop(image);
+    check_clean(&top);
+    assert_same(&qemu_read(&top, "qcow2"), &model);
+}
+
+#[test]
+fn all_threads_in_the_same_clusters() {
+    // 6 threads to a cluster of 64 KiB.
+    stress(3 * MIB, 8 * KIB, 65536);
+}
+
+#[test]
+fn whole_clusters_come_and_go() {
+    stress(3 * MIB, 32 * KIB, 4096);
+    stress(12 * MIB, 128 * KIB, 65536);
+}
