@@ -1,5 +1,6 @@
 //! The simulated driver: the contract of all drivers, and its own power cuts.
 #![cfg(feature = "sim")]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod driver;
 
@@ -37,7 +38,7 @@ fn qemu_is_respected() {
     let driver = world.connect(host("a"));
     let volume = VolumeId::random();
     drop(driver.create_volume(volume).unwrap());
-    let mut allowed = |qemu| {
+    let allowed = |qemu| {
         world.set_qemu(volume, qemu);
         [Access::Read, Access::ReadStill, Access::Write, Access::Lease]
             .map(|access| driver.open_volume(volume, access).is_ok())
@@ -59,7 +60,7 @@ fn every_step_can_be_the_last() {
             let driver = world.connect(me.clone());
             let (of, volume) = (ImageId::random(), VolumeId::random());
             world.power(me.incarnation).cut_after(Some(steps));
-            let mut work = || -> vdsmstore_core::Result<()> {
+            let work = || -> vdsmstore_core::Result<()> {
                 driver.mark(Marker::Child(of, volume))?; // steps 1, 2
                 assert_eq!(driver.put(key, None, b"1")?, Put::Done(1)); // 3, 4
                 let open = driver.create_volume(volume)?; // 5, 6
@@ -199,7 +200,7 @@ fn one_host_keeps_what_another_loses() {
     two.device.write_at(0, &[2; 512]).unwrap();
     let lock = b.lock_image(ImageId::random()).unwrap().unwrap();
     world.crash(first.incarnation, &mut || false);
-    assert_eq!(world.bytes(mine).unwrap(), []);
+    assert!(world.bytes(mine).unwrap().is_empty());
     assert_eq!(world.bytes(theirs).unwrap(), [2; 512]);
     assert!(one.device.write_at(0, &[1; 512]).is_err());
     two.device.flush().unwrap();

@@ -1,4 +1,5 @@
 //! What every driver must do, whatever its storage: the same body runs against all of them.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -283,10 +284,10 @@ pub fn clones(connect: Connect) {
     assert!(a.capabilities().reflink);
     let (from, to) = (VolumeId::random(), VolumeId::random());
     let source = a.create_volume(from).unwrap();
-    source.device.write_at(0, &[1; 65536]).unwrap();
+    source.device.write_at(0, &vec![1; 65536]).unwrap();
     // Not flushed: the clone has it all the same.
     let target = a.clone_volume(&source, to).unwrap();
-    assert_eq!(read(&target), [1; 65536]);
+    assert_eq!(read(&target), vec![1; 65536]);
     assert_eq!(kind(b.open_volume(to, Access::Read)), ErrorKind::ImageInUse);
     source.device.write_at(0, &[2; 4096]).unwrap();
     target.device.write_at(8192, &[3; 4096]).unwrap();
