@@ -199,12 +199,13 @@ fn flipped_bytes_never_panic() {
     let good = good();
     let mut random = Random::new(4);
     // Where the metadata is; data bytes mean nothing.
-    let places = [(0, 112), (0, 200), (TABLE, 32), (BLOCK, 40), (L1, 8), (L2, 64), (L1, 512), (L2, 1024)];
+    let places: [(usize, u64); 8] =
+        [(0, 112), (0, 200), (TABLE, 32), (BLOCK, 40), (L1, 8), (L2, 64), (L1, 512), (L2, 1024)];
     for round in 0..800 {
         let mut bytes = good.clone();
         for _ in 0..=random.below(3) {
             let (start, length) = places[random.below(places.len() as u64) as usize];
-            let at = start + random.below(length as u64) as usize;
+            let at = start + random.below(length) as usize;
             bytes[at] = if round % 2 == 0 { bytes[at] ^ (1 << random.below(8)) } else { random.next() as u8 };
         }
         if random.below(10) == 0 {

@@ -95,3 +95,163 @@ fn a_raw_layer_cannot_be_above_another() {
     let many = vec![layers[0].clone(); 257];
     assert_eq!(Image::open(many, false).unwrap_err().kind(), ErrorKind::InvalidInput);
 }
+
+/// Every kind of image that QEMU makes and that we claim to read.
+#[test]
+fn images_made_by_qemu_are_read() {
+    let (_keep, dir) = scratch();
+    let variants = [
+        "compat=0.10",
+        "compat=1.1,lazy_refcounts=on",
+        "cluster_size=512",
+        "cluster_size=2M",
+        "refcount_bits=1",
+        "refcount_bits=64",
+        "preallocation=metadata",
+        "preallocation=falloc",
+        "compression_type=zstd",
+    ];
+    for options in variants {
+        let path = dir.join("image");
+        let name = path.to_str().unwrap();
+        qemu("qemu-img", &["create", "-q", "-f", "qcow2", "-o", options, name, "9437696"]);
+        qemu_io(&path, &["write -P 1 0 100k", "write -P 2 1M 3000", "write -P 3 8M 1049088"]);
+        if options != "compat=0.10" {
+            qemu_io(&path, &["write -z 64k 128k", "write -z -u 8M 256k"]);
+        }
+        if !options.contains("refcount_bits=1") && !options.contains("lazy") {
+            qemu("qemu-img", &["snapshot", "-c", "s", name]);
+            qemu_io(&path, &["write -P 4 4k 60k"]);
+        }
+        let size = 9_437_696;
+        let image = Image::open(vec![layer(&path, Format::Qcow2, size, false)], false).unwrap();
+        assert_same(&read_all(&image), &qemu_read(&path, "qcow2"));
+        std::fs::remove_file(path).unwrap();
+    }
+}
+
+/// Images that QEMU made and changed are written on: zero clusters that keep their place, preallocated ones.
+#[test]
+fn images_made_by_qemu_are_written() {
+    let (_keep, dir) = scratch();
+    for options in ["cluster_size=65536", "preallocation=metadata", "cluster_size=4k,preallocation=falloc"] {
+        let path = dir.join("image");
+        let name = path.to_str().unwrap();
+        let size = 8 * MIB;
+        qemu("qemu-img", &["create", "-q", "-f", "qcow2", "-o", options, name, "8M"]);
+        qemu_io(
+            &path,
+            &["write -P 1 0 2M", "write -z 1M 512k", "write -z -u 1536k 256k", "discard 128k 64k"],
+        );
+        let mut model = qemu_read(&path, "qcow2");
+        let image = open_one(&path, size);
+        for (at, length) in [(MIB + 5, 70_000), (1600 * KIB, 100), (130 * KIB, 10), (4 * MIB, MIB), (7, 9)] {
+            image.write(at, &vec![5; length as usize]).unwrap();
+            model[at as usize..][..length as usize].fill(5);
+        }
+        image.discard(MIB + 64 * KIB, 256 * KIB).unwrap();
+        model[(MIB + 64 * KIB) as usize..][..(256 * KIB) as usize].fill(0);
+        assert_same(&read_all(&image), &model);
+        image.flush().unwrap();
+        check_clean(&path);
+        assert_same(&qemu_read(&path, "qcow2"), &model);
+        std::fs::remove_file(path).unwrap();
+    }
+}
+
+#[test]
+fn what_is_not_read_is_refused_by_name() {
+    let (_keep, dir) = scratch();
+    let refused = |path: &std::path::Path, writable: bool| {
+        Image::open(vec![layer(path, Format::Qcow2, MIB, writable)], writable).unwrap_err()
+    };
+    let (a, b) = (dir.join("a"), dir.join("b"));
+    let (name, other) = (a.to_str().unwrap(), b.to_str().unwrap());
+    let data_file = format!("data_file={other}");
+    for (options, word) in [("extended_l2=on", "extended L2"), (data_file.as_str(), "data file")] {
+        qemu("qemu-img", &["create", "-q", "-f", "qcow2", "-o", options, name, "1M"]);
+        let error = refused(&a, false);
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.to_string().contains(word), "{error}");
+    }
+    for options in ["compat=0.10", "refcount_bits=8"] {
+        qemu("qemu-img", &["create", "-q", "-f", "qcow2", "-o", options, name, "1M"]);
+        assert_eq!(refused(&a, true).kind(), ErrorKind::Unsupported, "{options}");
+    }
+    qemu("qemu-img", &["create", "-q", "-f", "qcow2", name, "1M"]);
+    qemu("qemu-img", &["bitmap", "--add", name, "bitmap"]);
+    assert!(refused(&a, true).to_string().contains("bitmaps"));
+    std::fs::write(&b, vec![7; MIB as usize]).unwrap();
+    qemu("qemu-img", &["convert", "-c", "-f", "raw", "-O", "qcow2", other, name]);
+    let image = Image::open(vec![layer(&a, Format::Qcow2, MIB, false)], false).unwrap();
+    assert_eq!(image.run(0, MIB).unwrap().kind, RunKind::Compressed { layer: 0 });
+    assert_eq!(image.read(0, &mut [0]).unwrap_err().kind(), ErrorKind::Unsupported);
+}
+
+#[test]
+fn the_backing_name_changes_in_one_sector() {
+    let (_keep, dir) = scratch();
+    for name in ["first", "second-and-longer"] {
+        std::fs::write(dir.join(name), vec![name.len() as u8; MIB as usize]).unwrap();
+    }
+    let top = dir.join("top");
+    create(&top, MIB, Some(("first", Format::Raw)));
+    let before = std::fs::read(&top).unwrap();
+    let device = FileDevice::open(&top, true).unwrap();
+    for name in ["second-and-longer", "first", "second-and-longer"] {
+        qcow2::set_backing_name(&device, name).unwrap();
+        assert_eq!(qcow2::info(&device).unwrap().backing.as_deref(), Some(name));
+        assert_eq!(qemu_read(&top, "qcow2"), vec![name.len() as u8; MIB as usize]);
+    }
+    let after = std::fs::read(&top).unwrap();
+    assert_eq!(before[512..], after[512..]);
+    check_clean(&top);
+    let long = "x".repeat(400);
+    assert_eq!(qcow2::set_backing_name(&device, &long).unwrap_err().kind(), ErrorKind::InvalidInput);
+    // QEMU's own layout has the name in the second sector.
+    let text = top.to_str().unwrap();
+    qemu("qemu-img", &["rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", "first", text]);
+    assert_eq!(qcow2::set_backing_name(&device, "a").unwrap_err().kind(), ErrorKind::Unsupported);
+    assert_eq!(qcow2::info(&device).unwrap().backing_format.as_deref(), Some("raw"));
+}
+
+#[test]
+fn raw_layers_may_end_in_their_last_sector_only() {
+    let (_keep, dir) = scratch();
+    let path = dir.join("raw");
+    std::fs::write(&path, vec![7; 1000]).unwrap();
+    let image = Image::open(vec![layer(&path, Format::Raw, 1024, false)], false).unwrap();
+    let bytes = read_all(&image);
+    assert!(bytes[..1000].iter().all(|b| *b == 7) && bytes[1000..].iter().all(|b| *b == 0));
+    let error = Image::open(vec![layer(&path, Format::Raw, 1025, false)], false).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ShortRead);
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(100).unwrap();
+    assert_eq!(image.read(0, &mut [0; 1024]).unwrap_err().kind(), ErrorKind::ShortRead);
+}
+
+/// Sixty layers of unequal sizes, each with a little of its own.
+#[test]
+fn long_chains_of_unequal_lengths() {
+    let (_keep, dir) = scratch();
+    let mut random = Random::new(60);
+    let mut model: Vec<u8> = Vec::new();
+    let mut layers: Vec<(std::path::PathBuf, u64)> = Vec::new();
+    for index in 0..60u8 {
+        let path = dir.join(index.to_string());
+        let size = 512 * (1 + random.below(4000));
+        let below = (index > 0).then(|| (index - 1).to_string());
+        create(&path, size, below.as_deref().map(|name| (name, Format::Qcow2)));
+        layers.insert(0, (path, size));
+        let chain: Vec<_> =
+            layers.iter().map(|(path, size)| (path.as_path(), Format::Qcow2, *size)).collect();
+        let image = open(&chain);
+        model.resize(size as usize, 0);
+        let at = random.below(size);
+        let length = (1 + random.below(90_000)).min(size - at);
+        image.write(at, &vec![index + 1; length as usize]).unwrap();
+        model[at as usize..][..length as usize].fill(index + 1);
+        image.flush().unwrap();
+        assert_same(&read_all(&image), &model);
+    }
+    assert_same(&qemu_read(&layers[0].0, "qcow2"), &model);
+}
