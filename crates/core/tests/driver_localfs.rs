@@ -479,6 +479,47 @@ fn a_format_that_fails_leaves_nothing() {
     assert_eq!(kind(connect(mount.path(), host("a"))), ErrorKind::NotARepository);
 }
 
+/// A lock on a file that was deleted meanwhile would exclude nobody.
+#[test]
+fn no_lock_is_on_a_deleted_file() {
+    let place = make();
+    let (a, b) = (open(place.path()), open(place.path()));
+    let volume = VolumeId::random();
+    let path = a.path(volume).unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let mut opened = 0;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..300 {
+                if let Ok(open) = b.create_volume(volume) {
+                    b.delete_volume(volume, open).unwrap();
+                }
+            }
+            drop(b.create_volume(volume));
+            done.store(true, std::sync::atomic::Ordering::Release);
+        });
+        loop {
+            let last = done.load(std::sync::atomic::Ordering::Acquire);
+            match a.open_volume(volume, Access::Write) {
+                Ok(open) => {
+                    assert_eq!(fs::metadata(&path).unwrap().ino(), open.device.id().object);
+                    opened += 1;
+                }
+                Err(error) => {
+                    assert!(
+                        matches!(error.kind(), ErrorKind::ImageInUse | ErrorKind::ImageBroken),
+                        "{error:?}"
+                    );
+                }
+            }
+            if last {
+                break;
+            }
+        }
+    });
+    assert!(opened > 0);
+}
+
 #[test]
 fn large_volumes_are_deleted() {
     let place = make();
