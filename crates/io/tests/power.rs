@@ -283,7 +283,7 @@ fn the_refcount_table_moves() {
     let size = 9 * MIB;
     let full = 7 * MIB + 700 * KIB;
     let before =
-        (0..full / MIB + 1).map(|at| Op::Write(at * 2048, 2048.min(full / SECTOR - at * 2048), 5)).collect();
+        (0..=full / MIB).map(|at| Op::Write(at * 2048, 2048.min(full / SECTOR - at * 2048), 5)).collect();
     let next = full / SECTOR;
     let ops = vec![
         Op::Zero(10, 30),
@@ -322,10 +322,11 @@ fn the_refcount_table_moves() {
         let middle = before + (after - before) / 2;
         if moved_after(middle) { after = middle } else { before = middle }
     }
-    for cut in (0..=steps).filter(|cut| cut % 40 == 0 || (before - 4..before + 12).contains(cut)) {
-        for seed in 0..3 {
-            let mut random = Random::new(cut * 10 + seed);
-            let odds = 2 + seed * 3;
+    let close = before - 2..before + 8;
+    for cut in (0..=steps).filter(|cut| cut % 40 == 0 || close.contains(cut)) {
+        for seed in 0..if close.contains(&cut) { 16 } else { 2 } {
+            let mut random = Random::new(cut * 100 + seed);
+            let odds = 2 + seed % 3;
             scenario.run(&start, &model, Some(cut), &mut || random.below(odds) == 0);
         }
     }

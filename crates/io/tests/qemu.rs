@@ -51,6 +51,8 @@ fn overlays_copy_on_write() {
     let (_keep, dir) = scratch();
     let (base, top) = (dir.join("base.raw"), dir.join("top.qcow2"));
     let (base_size, size) = (3 * MIB + 700, 8 * MIB);
+    let places: [(u64, usize); 5] =
+        [(10, 5), (65536, 65536), (3 * MIB + 600, 200), (5 * MIB + 9, 100_000), (size - 1, 1)];
     let mut bytes = vec![0; base_size as usize];
     Random::new(2).fill(&mut bytes);
     std::fs::write(&base, &bytes).unwrap();
@@ -58,12 +60,10 @@ fn overlays_copy_on_write() {
     let image = open(&[(&top, Format::Qcow2, size), (&base, Format::Raw, base_size)]);
     let mut model = bytes.clone();
     model.resize(size as usize, 0);
-    for (offset, length) in
-        [(10, 5), (65536, 65536), (3 * MIB + 600, 200), (5 * MIB + 9, 100_000), (size - 1, 1)]
-    {
-        let data = vec![7; length as usize];
+    for (offset, length) in places {
+        let data = vec![7; length];
         image.write(offset, &data).unwrap();
-        model[offset as usize..][..length as usize].fill(7);
+        model[offset as usize..][..length].fill(7);
     }
     image.write_zeroes(MIB + 5, MIB).unwrap();
     model[(MIB + 5) as usize..][..MIB as usize].fill(0);

@@ -150,6 +150,10 @@ impl Device for FileDevice {
         Ok(metadata.len())
     }
 
+    fn fixed_len(&self) -> Result<Option<u64>> {
+        if self.block { self.len().map(Some) } else { Ok(None) }
+    }
+
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let length = buffer.len() as u64;
         if offset.checked_add(length).is_none_or(|end| i64::try_from(end).is_err()) {

@@ -45,6 +45,11 @@ pub trait Device: fmt::Debug + Send + Sync {
         Ok(self.len()? == 0)
     }
 
+    /// The length, if writing cannot change it: a block device. `None`: it grows by being written.
+    fn fixed_len(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
     /// Fills `buffer` from `offset`. Never short: `ShortRead` if the device ends before.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;
 

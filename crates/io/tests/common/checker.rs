@@ -24,7 +24,7 @@ pub fn check(bytes: &[u8]) -> Result<Summary, String> {
     let clusters = (bytes.len() as u64).div_ceil(cluster_size);
     let mut references = vec![0u32; clusters as usize];
     let mut refer = |offset: u64, what: &str| -> Result<(), String> {
-        if offset % cluster_size != 0 {
+        if !offset.is_multiple_of(cluster_size) {
             return Err(format!("{what} at {offset:#x} is not aligned"));
         }
         let slot = references.get_mut((offset / cluster_size) as usize);

@@ -217,9 +217,7 @@ impl Qcow2 {
         loop {
             let start = writer.high_water;
             let block = start / per_block;
-            if (start + want) << self.header.cluster_bits >= MAX_HOST {
-                return Err(Error::new(ErrorKind::NoSpace, "the image cannot grow any further"));
-            }
+            self.check_room(start + 1)?;
             if block >= writer.table.len() as u64 {
                 self.grow_table(writer)?;
                 continue;
@@ -228,7 +226,10 @@ impl Qcow2 {
                 self.create_block(writer, block)?;
                 continue;
             }
-            let count = want.min((block + 1) * per_block - start);
+            let mut count = want.min((block + 1) * per_block - start);
+            if self.check_room(start + count).is_err() {
+                count = 1;
+            }
             self.take(writer, start, count)?;
             writer.high_water = start + count;
             if writer.cursor == start {
@@ -236,6 +237,19 @@ impl Qcow2 {
             }
             return Ok(Extent { start, count, fresh: start >= writer.fresh_from });
         }
+    }
+
+    /// Fails if the file cannot have that many clusters: found out now, it is an error of one write; found out
+    /// by a flush, it would be the end of the session.
+    fn check_room(&self, clusters: u64) -> Result<()> {
+        let end = clusters.checked_mul(self.cluster_size()).filter(|end| *end < MAX_HOST);
+        let room = self.device.fixed_len()?.unwrap_or(MAX_HOST);
+        if end.is_none_or(|end| end > room) {
+            return Err(
+                Error::new(ErrorKind::NoSpace, "no room for more clusters").with_path(self.device.name())
+            );
+        }
+        Ok(())
     }
 
     /// One cluster for a table.
@@ -294,6 +308,7 @@ impl Qcow2 {
     /// or that cluster's block exists already.
     fn create_block(&self, writer: &mut Writer, block: u64) -> Result<()> {
         let cluster = writer.high_water;
+        self.check_room(cluster + 1)?;
         let offset = cluster << self.header.cluster_bits;
         let fresh = cluster >= writer.fresh_from;
         if writer.metadata.contains(&cluster) {
@@ -358,6 +373,7 @@ impl Qcow2 {
                     continue 'again;
                 }
             }
+            self.check_room(start + count)?;
             self.take(writer, start, count)?;
             writer.high_water = start + count;
             if writer.cursor == start {
