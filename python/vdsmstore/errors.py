@@ -1,7 +1,7 @@
 """The errors: one class per kind.
 
-Each has `code` (shared by two kinds, so that programs should tell them apart by class), `message`, `details` (a dict)
-and `response()`, and is also what Python calls such an error: a `LookupError`, an `OSError` with `errno`, ...
+Each has `code` (two kinds share one: tell them apart by class), `message`, `details` (a dict) and
+`response()`, and is also what Python calls such an error: a `LookupError`, an `OSError` with `errno`, ...
 """
 
 from __future__ import annotations
