@@ -1,5 +1,9 @@
 //! What the end-to-end tests share: scratch repositories, and QEMU as the judge.
 
+pub mod mounts;
+pub mod qemu;
+pub mod tree;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;

@@ -314,7 +314,7 @@ fn crash_everywhere(reflink: bool) {
                     let scene = Scene { worlds: start.worlds.clone().map(|world| world.snapshot()), ..start.clone() };
                     let (store, me) = join(&scene, "victim");
                     let power = scene.worlds[cut].power(me.incarnation);
-                    power.cut_after(Some(power.writes() + after));
+                    power.cut_after(Some(after));
                     let returned = (operation.run)(&store, &ids).is_ok();
                     finished = !power.is_off();
                     for world in &scene.worlds {

@@ -1,0 +1,61 @@
+//! Small file systems in files, mounted for the life of a test. Needs root and the tools of the file system.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::run;
+
+/// A mounted file system; unmounted when dropped, after a panic too.
+#[derive(Debug)]
+pub struct Mounted {
+    mount: PathBuf,
+    _scratch: TempDir,
+}
+
+impl Mounted {
+    /// Makes and mounts a file system of a kind (`ext4`, `xfs`, `btrfs`) and size.
+    pub fn new(kind: &str, mebibytes: u64) -> Mounted {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let file = scratch.path().join("file");
+        let mount = scratch.path().join("mount");
+        File::create(&file).and_then(|file| file.set_len(mebibytes << 20)).expect("a file");
+        std::fs::create_dir(&mount).expect("a directory");
+        let (file, text) = (file.to_str().expect("UTF-8").to_owned(), mount.to_str().expect("UTF-8").to_owned());
+        match kind {
+            "ext4" => run("mkfs.ext4", &["-q", "-F", "-m", "0", &file]),
+            other => run(&format!("mkfs.{other}"), &["-q", "-f", &file]),
+        };
+        run("mount", &["-o", "loop", &file, &text]);
+        Mounted { mount, _scratch: scratch }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.mount
+    }
+
+    /// Mounts it again, `ro` or `rw`.
+    pub fn remount(&self, how: &str) {
+        run("mount", &["-o", &format!("remount,{how}"), self.mount.to_str().expect("UTF-8")]);
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // What is still open goes with its last user.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.mount).status();
+    }
+}
+
+/// Whether this process may mount.
+pub fn can_mount() -> bool {
+    effective_user() == 0 && Path::new("/dev/loop-control").exists()
+}
+
+fn effective_user() -> u32 {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata("/proc/self").map_or(1, |metadata| metadata.uid())
+}

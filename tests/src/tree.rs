@@ -1,0 +1,80 @@
+//! What lies in a repository, to tell whether a call has changed anything.
+
+use std::collections::BTreeMap;
+use std::collections::hash_map::DefaultHasher;
+use std::fs::{self, File};
+use std::hash::Hasher;
+use std::io::Read;
+use std::path::Path;
+
+/// Not the content of a repository: who is connected, what is locked, what is kept for bad times.
+const ASIDE: [&str; 3] = ["hosts", "locks", "reserve"];
+
+/// All files below a directory, by relative path: length and a hash of the content, or what else it is.
+pub fn tree(root: &Path) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    walk(root, "", &mut found);
+    found
+}
+
+fn walk(directory: &Path, prefix: &str, found: &mut BTreeMap<String, String>) {
+    for entry in fs::read_dir(directory).expect("a listing") {
+        let entry = entry.expect("an entry");
+        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+        if ASIDE.contains(&name.as_str()) {
+            continue;
+        }
+        let kind = entry.file_type().expect("a type");
+        if kind.is_dir() {
+            // A shard that was made for nothing is empty, and counts for nothing.
+            walk(&entry.path(), &format!("{name}/"), found);
+        } else if kind.is_file() {
+            found.insert(name, digest(&entry.path()));
+        } else {
+            found.insert(name, format!("{kind:?}"));
+        }
+    }
+}
+
+fn digest(path: &Path) -> String {
+    let mut file = File::open(path).expect("a file");
+    let mut hasher = DefaultHasher::new();
+    let mut buffer = vec![0; 1 << 16];
+    let mut length = 0;
+    loop {
+        let read = file.read(&mut buffer).expect("its content");
+        if read == 0 {
+            return format!("{length} bytes, {:016x}", hasher.finish());
+        }
+        hasher.write(&buffer[..read]);
+        length += read;
+    }
+}
+
+/// Runs a call that must leave the repository as it is.
+pub fn unchanged<T>(root: &Path, what: &str, call: impl FnOnce() -> T) -> T {
+    let before = tree(root);
+    let result = call();
+    let after = tree(root);
+    let differs: Vec<String> = before
+        .keys()
+        .chain(after.keys())
+        .filter(|name| before.get(*name) != after.get(*name))
+        .map(|name| format!("{name}: {:?} -> {:?}", before.get(name), after.get(name)))
+        .collect();
+    assert!(differs.is_empty(), "{what} changed the repository: {differs:#?}");
+    result
+}
+
+/// Bytes that the files below a directory take on the storage.
+pub fn disk_usage(root: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let mut bytes = 0;
+    for entry in fs::read_dir(root).expect("a listing") {
+        let entry = entry.expect("an entry");
+        // What is being deleted by somebody takes nothing.
+        let Ok(metadata) = entry.metadata() else { continue };
+        bytes += if metadata.is_dir() { disk_usage(&entry.path()) } else { metadata.blocks() * 512 };
+    }
+    bytes
+}
