@@ -3,12 +3,10 @@
 //! "Flag, then look": a deleter flags its record first and looks for users after; a user announces itself first and
 //! looks at the flag after. Whoever of the two comes second sees the other.
 
-use uuid::Uuid;
-
 use crate::id::{ImageId, VolumeId};
-use crate::record::{Fill, How, ImageRecord, Kind, State, Unknown, VolumeFormat, VolumeRecord, VolumeState};
+use crate::record::{ImageRecord, Kind, State, VolumeRecord, VolumeState};
 use crate::repo::{Change, Repo};
-use crate::repository::{Access, Marker};
+use crate::repository::{Access, Marker, Put, RecordKey};
 use crate::{ErrorKind, Result};
 
 use super::mirror;
@@ -23,24 +21,34 @@ pub(crate) fn image(repo: &Repo, id: ImageId) -> Result<()> {
         }
         let below =
             repo.volume(record.volume)?.and_then(|volume| volume.backing).map(|backing| backing.image);
-        if !bury(repo, &record)? {
+        if !entomb(repo, &record)? {
             return Ok(());
         }
-        for volume_id in [Some(record.volume), record.next].into_iter().flatten() {
-            repo.driver.unmark(Marker::Holder(volume_id, id))?;
-            volume(repo, volume_id)?;
-        }
-        for blob in repo.driver.blobs(id)? {
-            repo.driver.delete_blob(id, blob)?;
-        }
-        repo.driver.delete_progress(id)?;
         next = below;
     }
     Ok(())
 }
 
+/// Turns the tag into a tombstone, and lets go of what it had. False: something came to need it.
+fn entomb(repo: &Repo, record: &ImageRecord) -> Result<bool> {
+    let id = record.id();
+    if !bury(repo, record)? {
+        return Ok(false);
+    }
+    for volume_id in [Some(record.volume), record.next].into_iter().flatten() {
+        repo.driver.unmark(Marker::Holder(volume_id, id))?;
+        volume(repo, volume_id)?;
+    }
+    for blob in repo.driver.blobs(id)? {
+        repo.driver.delete_blob(id, blob)?;
+    }
+    repo.driver.delete_progress(id)?;
+    Ok(true)
+}
+
 fn unwanted(record: &ImageRecord) -> bool {
-    record.state == State::Removed || (record.kind == Kind::Hidden && record.state == State::Live)
+    matches!(record.state, State::Removed | State::Absorbed)
+        || (record.kind == Kind::Hidden && record.state == State::Live)
 }
 
 /// Whether a volume is built on the image, and clears away announcements that led to nothing.
@@ -62,18 +70,11 @@ fn in_demand(repo: &Repo, id: ImageId) -> Result<bool> {
 
 /// Takes the first generation of a volume record that was announced and never written. False: somebody wrote it.
 fn bury_unborn(repo: &Repo, id: VolumeId) -> Result<bool> {
-    let mut record = VolumeRecord {
-        header: repo.header(id.0),
-        format: VolumeFormat::Raw,
-        size: crate::record::SECTOR,
-        backing: None,
-        mirror: None,
-        state: VolumeState::Doomed,
-        fill: Some(Fill::simple(How::Zero)),
-        unknown: Unknown::default(),
-    };
-    record.header.nonce = Uuid::new_v4();
-    Ok(repo.create(&mut record)? && repo.delete(&record)?)
+    match repo.driver.delete(RecordKey::Volume(id), 0)? {
+        Put::Done(_) => Ok(true),
+        Put::Conflict => Ok(false),
+        Put::Unknown => Ok(repo.volume(id)?.is_none()),
+    }
 }
 
 /// Makes a tombstone of the tag, unless something came to be built on it. False: it did, or somebody else changed it.

@@ -72,7 +72,8 @@ pub enum Put {
     Done(Generation),
     /// Another generation than the expected one is there; nothing was changed.
     Conflict,
-    /// The storage did not say; the caller reads back and compares its nonce.
+    /// The storage did not say, or the put was overtaken by others before that could be told; the caller reads back and
+    /// compares its nonce.
     Unknown,
 }
 
@@ -232,7 +233,7 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// Atomic, and durable when it returns `Done`.
     fn put(&self, key: RecordKey, expect: Option<Generation>, bytes: &[u8]) -> Result<Put>;
 
-    /// Compare-and-set to "deleted" (a tombstone that keeps the generation).
+    /// Compare-and-set to "deleted" (a tombstone that keeps the generation). `expect` 0: where nothing ever was.
     fn delete(&self, key: RecordKey, expect: Generation) -> Result<Put>;
 
     /// The ids of one shard with their highest generations, deleted ones possibly included: a hint, `get` decides.
@@ -270,6 +271,26 @@ pub trait Driver: fmt::Debug + Send + Sync {
 
     /// All blobs that carry the image's id.
     fn blobs(&self, owner: ImageId) -> Result<Vec<BlobId>>;
+
+    // For checks: what is there beside the records. Hints, as `list` is.
+
+    /// The markers whose first id is in the shard.
+    fn list_markers(&self, shard: u16) -> Result<Vec<Marker>>;
+
+    /// The blobs whose image's id is in the shard.
+    fn list_blobs(&self, shard: u16) -> Result<Vec<(ImageId, BlobId)>>;
+
+    /// The images in the shard that have progress.
+    fn list_progress(&self, shard: u16) -> Result<Vec<ImageId>>;
+
+    /// The data objects.
+    fn list_volumes(&self) -> Result<Vec<VolumeId>>;
+
+    /// Bytes that dead stores left over and that nothing refers to: temporary files, registrations. 0: nothing to sweep.
+    fn leftovers(&self) -> Result<u64>;
+
+    /// Removes what [`Driver::leftovers`] counts, as far as its stores are certainly dead.
+    fn sweep(&self) -> Result<()>;
 
     // Volumes.
 

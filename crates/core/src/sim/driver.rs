@@ -21,6 +21,8 @@ use crate::{Error, ErrorKind, Result};
 
 /// Files of this many bytes in all fit in; nobody counts them.
 const CAPACITY: u64 = 1 << 40;
+/// Bytes of the registration of a store.
+const REGISTRATION: u64 = 4096;
 
 #[derive(Debug)]
 pub(super) struct SimDriver {
@@ -151,6 +153,14 @@ impl SimDriver {
         }
         let device = SimDevice::new(storage, self.power.clone(), object_path(volume), writable);
         OpenVolume { device: Arc::new(LockedDevice { device, _lock: lock }) }
+    }
+
+    /// Registered, and certainly dead: without the registration they are as dead.
+    fn dead_hosts(&self, state: &State) -> Vec<Incarnation> {
+        if self.world.options.death != Liveness::CertainlyDead {
+            return Vec::new();
+        }
+        state.hosts.iter().filter(|(_, host)| !host.alive).map(|(incarnation, _)| *incarnation).collect()
     }
 
     fn names<T>(&self, mut pick: impl FnMut(Name) -> Option<T>) -> Result<Vec<T>> {
@@ -312,6 +322,45 @@ impl Driver for SimDriver {
             Name::Blob(of, blob) if of == owner => Some(blob),
             _ => None,
         })
+    }
+
+    fn list_markers(&self, shard: u16) -> Result<Vec<Marker>> {
+        self.names(|name| match name {
+            Name::Child(image, volume) if shard_of(image.0) == shard => Some(Marker::Child(image, volume)),
+            Name::Holder(volume, image) if shard_of(volume.0) == shard => Some(Marker::Holder(volume, image)),
+            _ => None,
+        })
+    }
+
+    fn list_blobs(&self, shard: u16) -> Result<Vec<(ImageId, BlobId)>> {
+        self.names(|name| match name {
+            Name::Blob(image, blob) if shard_of(image.0) == shard => Some((image, blob)),
+            _ => None,
+        })
+    }
+
+    fn list_progress(&self, shard: u16) -> Result<Vec<ImageId>> {
+        self.names(|name| match name {
+            Name::Progress(image) if shard_of(image.0) == shard => Some(image),
+            _ => None,
+        })
+    }
+
+    fn list_volumes(&self) -> Result<Vec<VolumeId>> {
+        self.names(|name| if let Name::Object(volume) = name { Some(volume) } else { None })
+    }
+
+    fn leftovers(&self) -> Result<u64> {
+        Ok(self.dead_hosts(&*self.enter()?).len() as u64 * REGISTRATION)
+    }
+
+    fn sweep(&self) -> Result<()> {
+        let mut state = self.enter()?;
+        for host in self.dead_hosts(&state) {
+            self.power.step()?;
+            state.hosts.remove(&host);
+        }
+        Ok(())
     }
 
     fn create_volume(&self, volume: VolumeId) -> Result<OpenVolume> {

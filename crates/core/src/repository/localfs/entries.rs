@@ -3,7 +3,7 @@
 use rustix::io::Errno;
 use uuid::Uuid;
 
-use super::layout::{Dir, MAX_BLOB, MAX_RECORD, Room, parse_pair, wrong};
+use super::layout::{Dir, MAX_BLOB, MAX_RECORD, Room, parse_id, parse_pair, wrong};
 use super::tree::Tree;
 use crate::id::{BlobId, ImageId};
 use crate::repository::{Marker, shard_of};
@@ -50,6 +50,19 @@ impl Tree {
             Some(shard) => seconds(&shard, first),
             None => Ok(Vec::new()),
         }
+    }
+
+    /// The names of two ids in a shard.
+    pub(super) fn list_pairs(&self, room: Room, shard: u16) -> Result<Vec<(Uuid, Uuid)>> {
+        let names = self.shard(room, shard)?.map_or_else(|| Ok(Vec::new()), |dir| dir.names())?;
+        let pairs = names.iter().filter_map(|name| parse_pair(name));
+        Ok(pairs.filter(|(first, _)| shard_of(*first) == shard).collect())
+    }
+
+    pub(super) fn list_progress(&self, shard: u16) -> Result<Vec<ImageId>> {
+        let names = self.shard(Room::Progress, shard)?.map_or_else(|| Ok(Vec::new()), |dir| dir.names())?;
+        let ids = names.iter().filter_map(|name| parse_id(name));
+        Ok(ids.filter(|id| shard_of(*id) == shard).map(ImageId).collect())
     }
 
     pub(super) fn put_progress(&self, image: ImageId, bytes: &[u8]) -> Result<()> {

@@ -193,7 +193,7 @@ pub fn format(parameters: &Map<String, Value>, options: &FormatOptions) -> Resul
 }
 
 /// The descriptor's first name.
-const TEMPORARY: &str = ".t.descriptor";
+pub(super) const TEMPORARY: &str = ".t.descriptor";
 
 fn rooms() -> impl Iterator<Item = &'static str> {
     Room::ALL.into_iter().map(Room::name).chain(FLAT)

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use vdsmstore_io::sys::{LockMode, ofd_try_lock, ofd_unlock, ofd_would_block};
 use vdsmstore_io::{Device, DeviceExtent, DeviceId, FileDevice};
 
-use super::layout::{Dir, MAX_RECORD, failed, wrong};
+use super::layout::{Dir, MAX_RECORD, TRIES, failed, wrong};
 use super::tree::Tree;
 use crate::id::{ImageId, Incarnation};
 use crate::repository::{Access, Guard, HostIdentity, HostRecord, Liveness, QemuUse, shard_of};
@@ -184,17 +184,43 @@ impl Tree {
         let bytes = serde_json::to_vec(&record).map_err(|e| {
             wrong(ErrorKind::Internal, &self.hosts.path, "a host record cannot be written").because(e)
         })?;
+        let name = host.incarnation.to_string();
         self.with_reserve(|| {
-            let temporary = self.written(&self.hosts, &bytes)?;
-            let file =
-                temporary.file.try_clone().map_err(|e| failed("cannot open again", &self.hosts.path, e))?;
-            let lock = lock_byte(file, HOST_BYTE, &self.hosts.path)?.ok_or_else(|| {
-                wrong(ErrorKind::CannotLock, &self.hosts.path, "the new host record is locked")
-            })?;
-            temporary.rename(&host.incarnation.to_string())?;
-            self.hosts.sync()?;
-            Ok(lock)
+            for _ in 0..TRIES {
+                let mut temporary = self.temporary(&self.hosts)?;
+                let file = temporary
+                    .file
+                    .try_clone()
+                    .map_err(|e| failed("cannot open again", &self.hosts.path, e))?;
+                let lock = lock_byte(file, HOST_BYTE, &self.hosts.path)?.ok_or_else(|| {
+                    wrong(ErrorKind::CannotLock, &self.hosts.path, "the new host record is locked")
+                })?;
+                temporary.write(&bytes)?;
+                match temporary.rename(&name) {
+                    // Somebody swept it before it was locked.
+                    Err(_) if self.hosts.stat(&temporary.name)?.is_none() => {}
+                    renamed => {
+                        renamed?;
+                        self.hosts.sync()?;
+                        return Ok(lock);
+                    }
+                }
+            }
+            Err(wrong(ErrorKind::IoError, &self.hosts.path, "a new host record is removed again and again"))
         })
+    }
+
+    /// Whether the store of that registration, or of what is to become one, is there. None: the file is not.
+    pub(super) fn is_locked_host(&self, name: &str) -> Result<Option<bool>> {
+        let path = self.hosts.path.join(name);
+        let file = match self.hosts.open_file(name, OFlags::RDONLY, rustix::fs::Mode::empty()) {
+            Ok(file) => file,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(e) => return Err(failed("cannot open", path, e)),
+        };
+        ofd_would_block(&file, HOST_BYTE, 1, LockMode::Exclusive)
+            .map(Some)
+            .map_err(|e| failed("cannot ask for the lock", path, e))
     }
 
     fn registration(&self, incarnation: Incarnation) -> Result<Option<Registration>> {
@@ -215,22 +241,14 @@ impl Tree {
         if incarnation == self.incarnation {
             return Ok(Liveness::Alive);
         }
-        let name = incarnation.to_string();
-        let path = self.hosts.path.join(&name);
-        let file = match self.hosts.open_file(&name, OFlags::RDONLY, rustix::fs::Mode::empty()) {
-            Ok(file) => file,
-            Err(Errno::NOENT) => return Ok(Liveness::CertainlyDead),
-            Err(e) => return Err(failed("cannot open", path, e)),
-        };
-        match ofd_would_block(&file, HOST_BYTE, 1, LockMode::Exclusive) {
-            Ok(false) => Ok(Liveness::CertainlyDead),
+        match self.is_locked_host(&incarnation.to_string())? {
+            None | Some(false) => Ok(Liveness::CertainlyDead),
             // The file system is local: who ran under another boot is gone, whoever may hold that byte.
-            Ok(true) => match self.registration(incarnation) {
+            Some(true) => match self.registration(incarnation) {
                 Ok(Some(record)) if record.boot_id == self.boot_id => Ok(Liveness::Alive),
                 Ok(_) => Ok(Liveness::CertainlyDead),
                 Err(_) => Ok(Liveness::Alive),
             },
-            Err(e) => Err(failed("cannot ask for the lock", path, e)),
         }
     }
 }

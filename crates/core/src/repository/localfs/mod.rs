@@ -3,6 +3,7 @@
 mod entries;
 mod format;
 mod layout;
+mod leftovers;
 mod locks;
 mod records;
 #[cfg(test)]
@@ -212,6 +213,37 @@ impl Driver for LocalFs {
 
     fn blobs(&self, owner: ImageId) -> Result<Vec<BlobId>> {
         Ok(self.open()?.marked(Room::Blobs, owner.0)?.into_iter().map(BlobId).collect())
+    }
+
+    fn list_markers(&self, shard: u16) -> Result<Vec<Marker>> {
+        let tree = self.open()?;
+        let children = tree.list_pairs(Room::Children, shard)?.into_iter();
+        let holders = tree.list_pairs(Room::Holders, shard)?.into_iter();
+        Ok(children
+            .map(|(image, volume)| Marker::Child(ImageId(image), VolumeId(volume)))
+            .chain(holders.map(|(volume, image)| Marker::Holder(VolumeId(volume), ImageId(image))))
+            .collect())
+    }
+
+    fn list_blobs(&self, shard: u16) -> Result<Vec<(ImageId, BlobId)>> {
+        let pairs = self.open()?.list_pairs(Room::Blobs, shard)?;
+        Ok(pairs.into_iter().map(|(image, blob)| (ImageId(image), BlobId(blob))).collect())
+    }
+
+    fn list_progress(&self, shard: u16) -> Result<Vec<ImageId>> {
+        self.open()?.list_progress(shard)
+    }
+
+    fn list_volumes(&self) -> Result<Vec<VolumeId>> {
+        self.open()?.list_volumes()
+    }
+
+    fn leftovers(&self) -> Result<u64> {
+        self.open()?.leftovers()
+    }
+
+    fn sweep(&self) -> Result<()> {
+        self.writer()?.sweep_all()
     }
 
     fn create_volume(&self, volume: VolumeId) -> Result<OpenVolume> {

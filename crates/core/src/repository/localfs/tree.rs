@@ -79,6 +79,13 @@ impl Drop for Temporary<'_> {
 }
 
 impl Temporary<'_> {
+    /// Makes that its content, durably.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let path = self.dir.path.join(&self.name);
+        self.file.write_all(bytes).map_err(|e| failed("cannot write", &path, e))?;
+        self.file.sync_all().map_err(|e| failed("cannot sync", &path, e))
+    }
+
     /// Puts it under its real name, replacing what was there.
     pub(super) fn rename(&self, name: &str) -> Result<()> {
         rustix::fs::renameat(self.dir, &self.name, self.dir, name)
@@ -191,9 +198,7 @@ impl Tree {
     /// A temporary file with that content, durable but for its name.
     pub(super) fn written<'a>(&self, dir: &'a Dir, bytes: &[u8]) -> Result<Temporary<'a>> {
         let mut temporary = self.temporary(dir)?;
-        let path = dir.path.join(&temporary.name);
-        temporary.file.write_all(bytes).map_err(|e| failed("cannot write", &path, e))?;
-        temporary.file.sync_all().map_err(|e| failed("cannot sync", &path, e))?;
+        temporary.write(bytes)?;
         Ok(temporary)
     }
 

@@ -129,6 +129,10 @@ impl Tree {
         Ok(self.data.stat(&volume.to_string())?.is_some())
     }
 
+    pub(super) fn list_volumes(&self) -> Result<Vec<VolumeId>> {
+        Ok(self.data.names()?.iter().filter_map(|name| parse_id(name)).map(VolumeId).collect())
+    }
+
     pub(super) fn allocated(&self, volume: VolumeId) -> Result<u64> {
         let name = volume.to_string();
         let stat = self.data.stat(&name)?.ok_or_else(|| missing(&self.data.path.join(&name)))?;

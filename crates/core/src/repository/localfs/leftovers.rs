@@ -1,0 +1,149 @@
+//! What dead stores left over: temporary files, registrations, generations that nobody reads any more.
+
+use std::collections::HashMap;
+
+use rustix::fs::FileType;
+use uuid::Uuid;
+
+use super::format::TEMPORARY;
+use super::layout::{Dir, Room, parse_id, parse_record, parse_temporary};
+use super::tree::Tree;
+use crate::Result;
+use crate::id::Incarnation;
+use crate::repository::{Generation, Liveness, SHARDS};
+
+/// What a file without blocks counts, and one that frees none: something to sweep is never 0.
+const LEAST: u64 = 4096;
+
+/// Names of one directory that may go, and what their files take.
+#[derive(Default)]
+struct Left {
+    names: Vec<String>,
+    bytes: u64,
+    /// Some of them are superseded by records that are to be made durable first.
+    superseded: bool,
+}
+
+/// Looks for what is left over. The dead stay dead, so that each store is asked for once.
+struct Search<'a> {
+    tree: &'a Tree,
+    dead: HashMap<Incarnation, bool>,
+}
+
+impl Tree {
+    pub(super) fn leftovers(&self) -> Result<u64> {
+        let mut sum = 0;
+        self.each_leftover(|_, left| {
+            sum += left.bytes;
+            Ok(())
+        })?;
+        Ok(sum)
+    }
+
+    pub(super) fn sweep_all(&self) -> Result<()> {
+        let swept = self.each_leftover(|dir, left| {
+            if left.superseded {
+                // Else a power failure could take the newer generation away after the older ones.
+                dir.sync()?;
+            }
+            // Names only, no truncation: the file may be a record or a volume under another name.
+            left.names.iter().try_for_each(|name| self.with_reserve(|| dir.unlink(name)).map(|_| ()))
+        });
+        self.refill_reserve();
+        swept
+    }
+
+    /// Calls `visit` for the directories where something is left over. One that fails does not spare the others.
+    fn each_leftover(&self, mut visit: impl FnMut(&Dir, &Left) -> Result<()>) -> Result<()> {
+        let mut search = Search { tree: self, dead: HashMap::new() };
+        let mut result = Ok(());
+        let mut done = |found: Result<Left>, dir: &Dir| {
+            let outcome =
+                found.and_then(|left| if left.names.is_empty() { Ok(()) } else { visit(dir, &left) });
+            if result.is_ok() {
+                result = outcome;
+            }
+        };
+        // A repository's descriptor has its name, and does not need this one any more.
+        done(search.pick(&self.root, |_, name| name == TEMPORARY), &self.root);
+        done(search.pick(&self.hosts, Search::is_dead_host), &self.hosts);
+        done(search.pick(&self.data, Search::is_of_dead), &self.data);
+        for room in [Room::Images, Room::Volumes, Room::Progress, Room::Blobs] {
+            for shard in 0..SHARDS {
+                match self.shard(room, shard) {
+                    Ok(None) => {}
+                    Ok(Some(dir)) if matches!(room, Room::Images | Room::Volumes) => {
+                        done(search.pick_records(&dir), &dir);
+                    }
+                    Ok(Some(dir)) => done(search.pick(&dir, Search::is_of_dead), &dir),
+                    Err(error) => done(Err(error), &self.root),
+                }
+            }
+        }
+        result
+    }
+}
+
+impl Search<'_> {
+    fn is_dead(&mut self, store: Incarnation) -> bool {
+        let tree = self.tree;
+        *self.dead.entry(store).or_insert_with(|| matches!(tree.liveness(store), Ok(Liveness::CertainlyDead)))
+    }
+
+    /// A temporary file, or what is on the way to be none.
+    fn is_of_dead(&mut self, name: &str) -> bool {
+        parse_temporary(name).is_some_and(|owner| self.is_dead(owner))
+    }
+
+    /// Who is just registering has no registration yet, but locks what is to become one.
+    fn is_dead_host(&mut self, name: &str) -> bool {
+        match (parse_id(name), parse_temporary(name)) {
+            (Some(id), _) => self.is_dead(Incarnation(id)),
+            (None, Some(_)) => matches!(self.tree.is_locked_host(name), Ok(Some(false))),
+            (None, None) => false,
+        }
+    }
+
+    fn pick(&mut self, dir: &Dir, mut may_go: impl FnMut(&mut Self, &str) -> bool) -> Result<Left> {
+        let mut left = Left::default();
+        for name in dir.names()? {
+            if may_go(self, &name) {
+                left.add(dir, name)?;
+            }
+        }
+        Ok(left)
+    }
+
+    fn pick_records(&mut self, dir: &Dir) -> Result<Left> {
+        let names = dir.names()?;
+        let mut highest = HashMap::<Uuid, Generation>::new();
+        for (id, generation) in names.iter().filter_map(|name| parse_record(name)) {
+            let known = highest.entry(id).or_default();
+            *known = generation.max(*known);
+        }
+        let mut left = Left::default();
+        for name in names {
+            // The second highest stays, as a put leaves it.
+            let superseded =
+                parse_record(&name).is_some_and(|(id, generation)| highest[&id] - generation > 1);
+            if superseded || self.is_of_dead(&name) {
+                left.superseded |= superseded;
+                left.add(dir, name)?;
+            }
+        }
+        Ok(left)
+    }
+}
+
+impl Left {
+    /// Nothing but a regular file is ours.
+    fn add(&mut self, dir: &Dir, name: String) -> Result<()> {
+        let Some(stat) = dir.stat(&name)? else { return Ok(()) };
+        if FileType::from_raw_mode(stat.st_mode).is_file() {
+            let alone = stat.st_nlink == 1;
+            self.bytes += if alone { LEAST.max(stat.st_blocks.cast_unsigned() * 512) } else { LEAST };
+            self.names.push(name);
+        }
+        Ok(())
+    }
+}
