@@ -112,6 +112,14 @@ impl Image {
         self.layers.first().map_or(0, |layer| layer.size)
     }
 
+    /// The format of a layer, counted from the top; `None`: there is no such layer.
+    pub(crate) fn format(&self, layer: usize) -> Option<Format> {
+        self.layers.get(layer).map(|layer| match layer.content {
+            Content::Raw => Format::Raw,
+            Content::Qcow2(_) => Format::Qcow2,
+        })
+    }
+
     /// Keeps flushes out. It guards nothing but the order of things, so that a panic elsewhere does not matter.
     fn enter(&self) -> RwLockReadGuard<'_, ()> {
         self.gate.read().unwrap_or_else(PoisonError::into_inner)

@@ -1,6 +1,10 @@
 //! The second step: from maps to moves.
 
+mod layer;
+
 use crate::{Image, Result, Run, RunKind};
+
+pub use layer::layer;
 
 /// Data is looked at for zeroes, and two images for differences, in units of this many bytes.
 pub(crate) const UNIT: u64 = 64 << 10;

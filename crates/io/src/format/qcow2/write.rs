@@ -284,21 +284,40 @@ impl Qcow2 {
     }
 
     /// Zeroes less than a cluster, which may lie in two.
+    ///
+    /// With something below, zeroes that show through from there are made explicit too: what lies below may be
+    /// merged away later, and then the zeroes must not go with it.
     fn zero_part(&self, mut offset: u64, mut length: u64, below: &dyn Below) -> Result<()> {
+        let cluster_size = self.cluster_size();
         while length > 0 {
-            let part = length.min(self.cluster_size() - offset % self.cluster_size());
-            let known = match self.map(offset, part)?.0 {
+            let start = offset - offset % cluster_size;
+            let part = length.min(cluster_size - offset % cluster_size);
+            let done = match self.map(offset, part)?.0 {
                 Piece::Zero => true,
-                Piece::Unallocated => below.is_zero(offset, part)?,
-                Piece::Data(_) | Piece::Compressed => false,
+                Piece::Unallocated if !self.explicit_zero => true,
+                Piece::Unallocated if below.is_zero(start, cluster_size)? => self.zero_unallocated(start)?,
+                Piece::Unallocated | Piece::Data(_) | Piece::Compressed => false,
             };
-            if !known {
+            if !done {
                 self.write(offset, &vec![0; part as usize], below)?;
             }
             offset += part;
             length -= part;
         }
         Ok(())
+    }
+
+    /// Makes an unallocated cluster an explicit zero; `false`: somebody has allocated it meanwhile.
+    fn zero_unallocated(&self, offset: u64) -> Result<bool> {
+        let cluster = offset >> self.header.cluster_bits;
+        let mut meta = self.wait_idle(self.lock()?, &(cluster..cluster + 1))?;
+        self.prepare(&mut meta)?;
+        let entry = self.entry(&mut meta, cluster)?;
+        if self.decode(entry)? != Cluster::Unallocated {
+            return Ok(false);
+        }
+        self.set_entry(&mut meta, cluster, ZERO)?;
+        Ok(true)
     }
 
     fn zero_clusters(&self, clusters: Range<u64>) -> Result<()> {
