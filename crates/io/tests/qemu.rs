@@ -189,33 +189,6 @@ fn what_is_not_read_is_refused_by_name() {
 }
 
 #[test]
-fn the_backing_name_changes_in_one_sector() {
-    let (_keep, dir) = scratch();
-    for name in ["first", "second-and-longer"] {
-        std::fs::write(dir.join(name), vec![name.len() as u8; MIB as usize]).unwrap();
-    }
-    let top = dir.join("top");
-    create(&top, MIB, Some(("first", Format::Raw)));
-    let before = std::fs::read(&top).unwrap();
-    let device = FileDevice::open(&top, true).unwrap();
-    for name in ["second-and-longer", "first", "second-and-longer"] {
-        qcow2::set_backing_name(&device, name).unwrap();
-        assert_eq!(qcow2::info(&device).unwrap().backing.as_deref(), Some(name));
-        assert_eq!(qemu_read(&top, "qcow2"), vec![name.len() as u8; MIB as usize]);
-    }
-    let after = std::fs::read(&top).unwrap();
-    assert_eq!(before[512..], after[512..]);
-    check_clean(&top);
-    let long = "x".repeat(400);
-    assert_eq!(qcow2::set_backing_name(&device, &long).unwrap_err().kind(), ErrorKind::InvalidInput);
-    // QEMU's own layout has the name in the second sector.
-    let text = top.to_str().unwrap();
-    qemu("qemu-img", &["rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", "first", text]);
-    assert_eq!(qcow2::set_backing_name(&device, "a").unwrap_err().kind(), ErrorKind::Unsupported);
-    assert_eq!(qcow2::info(&device).unwrap().backing_format.as_deref(), Some("raw"));
-}
-
-#[test]
 fn raw_layers_may_end_in_their_last_sector_only() {
     let (_keep, dir) = scratch();
     let path = dir.join("raw");

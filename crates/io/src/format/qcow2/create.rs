@@ -1,11 +1,10 @@
-//! Making images, and the one change that is made to finished ones: the backing name.
+//! Making images.
 
-use super::header::{self, EXT_BACKING_FORMAT, Header, MAGIC, MAX_L1_BYTES, corrupt, unsupported};
+use super::backing::{Backing, HEADER_LENGTH, put_backing};
+use super::header::{MAGIC, MAX_L1_BYTES, unsupported};
 use super::table::SECTOR;
-use crate::{Device, Error, ErrorKind, Format, Result};
+use crate::{Device, Error, ErrorKind, Result};
 
-/// Length of the version 3 header that we write, including the compression type.
-const HEADER_LENGTH: usize = 112;
 /// 64 KiB.
 pub(super) const CLUSTER_BITS: u32 = 16;
 
@@ -18,15 +17,6 @@ pub struct CreateOptions {
     pub backing: Option<Backing>,
     /// Not available yet: `Unsupported`.
     pub preallocate_metadata: bool,
-}
-
-/// What the header says about the backing file. Nobody here opens it.
-#[derive(Clone, Debug)]
-pub struct Backing {
-    /// The file name as QEMU will open it.
-    pub name: String,
-    /// Its format, so that nobody needs to guess.
-    pub format: Format,
 }
 
 /// Makes an empty version 3 image with 64 KiB clusters and 16-bit refcounts on an empty device, and flushes it.
@@ -116,47 +106,6 @@ fn header_sector(
     put(56, &(table_clusters as u32).to_be_bytes())?;
     put(96, &4u32.to_be_bytes())?;
     put(100, &(HEADER_LENGTH as u32).to_be_bytes())?;
-    if let Some(backing) = &options.backing {
-        let format = backing.format.to_string();
-        put(HEADER_LENGTH, &EXT_BACKING_FORMAT.to_be_bytes())?;
-        put(HEADER_LENGTH + 4, &(format.len() as u32).to_be_bytes())?;
-        put(HEADER_LENGTH + 8, format.as_bytes())?;
-        // Then END, eight zero bytes, and the name.
-        let name_at = HEADER_LENGTH + 8 + format.len().next_multiple_of(8) + 8;
-        put(8, &(name_at as u64).to_be_bytes())?;
-        put(16, &(backing.name.len() as u32).to_be_bytes())?;
-        put(name_at, backing.name.as_bytes())?;
-    }
+    put_backing(&mut sector, options.backing.as_ref())?;
     Some(sector)
-}
-
-/// Rewrites the backing name of a closed image with one write of its first 512 bytes, and flushes.
-///
-/// Only for images whose header, extensions and name lie in those bytes, as [`create`] lays them out:
-/// `Unsupported` otherwise, and for an image without a backing name. `InvalidInput` if the name does not fit.
-pub fn set_backing_name(device: &dyn Device, name: &str) -> Result<()> {
-    let header = Header::read(device)?;
-    let Some(old) = &header.backing else {
-        return Err(unsupported(device, "no backing name to replace"));
-    };
-    let offset = header.backing_offset;
-    let end = offset + old.len() as u64;
-    if header.version != 3 || offset < header.extensions_end || end > SECTOR as u64 {
-        return Err(unsupported(device, "the backing name is not in the first sector"));
-    }
-    let offset = offset as usize;
-    if name.is_empty() || name.len() > SECTOR - offset {
-        return Err(Error::new(ErrorKind::InvalidInput, "the backing name is empty or does not fit")
-            .with_path(device.name()));
-    }
-    let mut sector = [0; SECTOR];
-    device.read_at(0, &mut sector)?;
-    if header::be64(&sector, 8) != Some(offset as u64) {
-        return Err(corrupt(device, "the header changed while it was read"));
-    }
-    sector[offset..].fill(0);
-    sector[offset..offset + name.len()].copy_from_slice(name.as_bytes());
-    sector[16..20].copy_from_slice(&(name.len() as u32).to_be_bytes());
-    device.write_at(0, &sector)?;
-    device.flush()
 }

@@ -50,11 +50,7 @@ pub(super) struct Header {
     pub zstd: bool,
     pub bitmaps: bool,
     pub backing: Option<String>,
-    /// Where the backing name lies, 0 without one.
-    pub backing_offset: u64,
     pub backing_format: Option<String>,
-    /// The first byte after the END extension.
-    pub extensions_end: u64,
 }
 
 pub(super) fn corrupt(device: &dyn Device, message: &'static str) -> Error {
@@ -158,9 +154,7 @@ impl Header {
             zstd: false,
             bitmaps: false,
             backing: None,
-            backing_offset: 0,
             backing_format: None,
-            extensions_end: 0,
         };
         match front.u32(32)? {
             0 => {}
@@ -189,7 +183,6 @@ impl Header {
             let name = front.slice(name_offset, u64::from(name_length))?;
             if !name.is_empty() {
                 header.backing = Some(String::from_utf8_lossy(name).into_owned());
-                header.backing_offset = name_offset;
             }
         }
         Ok(header)
@@ -304,7 +297,6 @@ impl Header {
             }
             at += length.next_multiple_of(8);
         }
-        self.extensions_end = at;
         Ok(())
     }
 }

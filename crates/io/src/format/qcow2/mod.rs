@@ -1,9 +1,10 @@
 //! qcow2, as in docs/interop/qcow2 of QEMU. `docs/formats/qcow2.md` says what is read, written and refused.
 //!
-//! [`create`], [`info`] and [`set_backing_name`] work on a device; reading and writing the disk inside goes
+//! [`create`], [`info`] and [`set_backing`] work on a device; reading and writing the disk inside goes
 //! through [`crate::Image`].
 
 mod alloc;
+mod backing;
 mod create;
 mod flush;
 mod header;
@@ -11,7 +12,8 @@ mod mapping;
 mod table;
 mod write;
 
-pub use create::{Backing, CreateOptions, create, set_backing_name};
+pub use backing::{Backing, set_backing, set_backing_name};
+pub use create::{CreateOptions, create};
 pub(crate) use mapping::{Below, Piece, Qcow2};
 
 use crate::{Device, Result};
