@@ -31,8 +31,11 @@ fn keeps_the_contract() {
 
 #[test]
 fn keeps_the_contract_on_other_file_systems() {
-    for (mkfs, reflink) in [(&["mkfs.xfs", "-q"][..], true), (&["mkfs.xfs", "-q", "-m", "reflink=0"], false)]
-    {
+    for (mkfs, reflink) in [
+        (&["mkfs.xfs", "-q"][..], true),
+        (&["mkfs.xfs", "-q", "-m", "reflink=0"], false),
+        (&["mkfs.btrfs", "-q"], true),
+    ] {
         let Some(mount) = Mount::new(mkfs, 320 << 20) else { return };
         format(&parameters(mount.path()), &FormatOptions::default()).unwrap();
         let connect = |host| Arc::new(connect(mount.path(), host).unwrap()) as Arc<dyn Driver>;
@@ -48,7 +51,8 @@ fn keeps_the_contract_on_other_file_systems() {
             source.device.flush().unwrap();
             let before = driver.usage().unwrap().available;
             drop(driver.clone_volume(&source, VolumeId::random()).unwrap());
-            assert!(before - driver.usage().unwrap().available < 4 << 20);
+            let after = driver.usage().unwrap().available;
+            assert!(before.saturating_sub(after) < 4 << 20, "{mkfs:?}: {before} -> {after}");
         } else {
             let source = driver.create_volume(VolumeId::random()).unwrap();
             let result = driver.clone_volume(&source, VolumeId::random());
@@ -308,26 +312,6 @@ fn forged_files() {
     driver.put_blob(of, blob, b"mine").unwrap();
     assert_eq!(driver.get_blob(of, blob).unwrap(), b"mine");
     assert_eq!(fs::read(&secret).unwrap(), b"secret");
-}
-
-#[test]
-fn temporary_files_of_the_dead_are_swept() {
-    let place = make();
-    let (mine, other) = (host("a"), host("b"));
-    let driver = connect(place.path(), mine).unwrap();
-    let alive = connect(place.path(), other.clone()).unwrap();
-    let key = image();
-    assert_eq!(driver.put(key, None, b"1").unwrap(), Put::Done(1));
-    let dir = shard(place.path(), "images", key);
-    let dead = dir.join(format!(".t.{}.0", VolumeId::random()));
-    let busy = dir.join(format!(".t.{}.0", other.incarnation));
-    fs::write(&dead, "x").unwrap();
-    fs::write(&busy, "x").unwrap();
-    assert_eq!(driver.put(key, Some(1), b"2").unwrap(), Put::Done(2));
-    assert!(!dead.exists() && busy.exists());
-    drop(alive);
-    assert_eq!(driver.put(key, Some(2), b"3").unwrap(), Put::Done(3));
-    assert!(!busy.exists());
 }
 
 #[test]

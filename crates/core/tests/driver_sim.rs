@@ -209,3 +209,27 @@ fn one_host_keeps_what_another_loses() {
     assert_eq!(b.put(RecordKey::Volume(mine), None, b"x").unwrap(), Put::Done(1));
     drop((lock, one));
 }
+
+#[test]
+fn each_registration_is_swept_in_a_step() {
+    for (death, left) in [(Liveness::CertainlyDead, 2), (Liveness::LikelyDead, 0)] {
+        let world = SimWorld::new(SimOptions { death, ..SimOptions::default() });
+        let dead = [host("a"), host("b")];
+        for host in &dead {
+            let _driver = world.connect(host.clone());
+            world.crash(host.incarnation, &mut || false);
+        }
+        let (me, other) = (host("c"), host("d"));
+        let (driver, other) = (world.connect(me.clone()), world.connect(other));
+        assert_eq!(driver.leftovers().unwrap(), left * 4096);
+        world.power(me.incarnation).cut_after(Some(1));
+        assert_eq!(driver.sweep().is_err(), left > 0);
+        assert_eq!(other.leftovers().unwrap(), left / 2 * 4096);
+        other.sweep().unwrap();
+        assert_eq!(other.leftovers().unwrap(), 0);
+        for host in dead {
+            assert_eq!(other.liveness(host.incarnation).unwrap(), death);
+            assert_eq!(other.host_record(host.incarnation).unwrap().is_none(), left > 0);
+        }
+    }
+}

@@ -1,7 +1,7 @@
 //! What every driver must do, whatever its storage: the same body runs against all of them.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex};
 
 use uuid::Uuid;
@@ -41,6 +41,8 @@ pub fn contract(connect: Connect) {
     listings(connect);
     markers(connect);
     progress_and_blobs(connect);
+    what_lies_beside_the_records(connect);
+    leftovers(connect);
     volume_locks(connect);
     volumes(connect);
     image_locks(connect);
@@ -206,6 +208,82 @@ fn progress_and_blobs(connect: Connect) {
     assert_eq!(a.blobs(image).unwrap(), []);
 }
 
+/// As a set, each once.
+fn set<T: Eq + std::hash::Hash>(all: Vec<T>) -> HashSet<T> {
+    let count = all.len();
+    let set: HashSet<_> = all.into_iter().collect();
+    assert_eq!(set.len(), count, "twice in a listing");
+    set
+}
+
+fn what_lies_beside_the_records(connect: Connect) {
+    let (a, b) = (connect(host("a")), connect(host("b")));
+    // One shard, which no test with random ids is likely to meet, and the next.
+    let id = |shard: u128, n: u128| Uuid::from_u128(shard << 116 | n);
+    let (one, two, next) = (id(0xdef, 1), id(0xdef, 2), id(0xdf0, 1));
+    assert_eq!((shard_of(one), shard_of(two), shard_of(next)), (0xdef, 0xdef, 0xdf0));
+    let (child, holder) =
+        (Marker::Child(ImageId(one), VolumeId(next)), Marker::Holder(VolumeId(one), ImageId(two)));
+    let far = Marker::Child(ImageId(next), VolumeId(one));
+    for marker in [child, holder, far] {
+        a.mark(marker).unwrap();
+    }
+    let (first, second) = (BlobId::random(), BlobId::random());
+    for (owner, blob) in [(one, first), (one, second), (two, first), (next, first)] {
+        a.put_blob(ImageId(owner), blob, b"x").unwrap();
+    }
+    for owner in [one, next] {
+        a.put_progress(ImageId(owner), b"x").unwrap();
+    }
+    // Records are none of these.
+    assert_eq!(a.put(RecordKey::Image(ImageId(two)), None, b"x").unwrap(), Put::Done(1));
+
+    assert_eq!(set(b.list_markers(0xdef).unwrap()), HashSet::from([child, holder]));
+    assert_eq!(b.list_markers(0xdf0).unwrap(), [far]);
+    let blobs = HashSet::from([(ImageId(one), first), (ImageId(one), second), (ImageId(two), first)]);
+    assert_eq!(set(b.list_blobs(0xdef).unwrap()), blobs);
+    assert_eq!(b.list_blobs(0xdf0).unwrap(), [(ImageId(next), first)]);
+    assert_eq!(b.list_progress(0xdef).unwrap(), [ImageId(one)]);
+    assert_eq!(b.list_progress(0xdf0).unwrap(), [ImageId(next)]);
+    b.unmark(child).unwrap();
+    b.delete_progress(ImageId(one)).unwrap();
+    b.delete_blob(ImageId(two), first).unwrap();
+    assert_eq!(a.list_markers(0xdef).unwrap(), [holder]);
+    assert_eq!(a.list_progress(0xdef).unwrap(), []);
+    assert_eq!(a.list_blobs(0xdef).unwrap().len(), 2);
+    assert_eq!((a.list_markers(0xdf1).unwrap(), a.list_blobs(0xdf1).unwrap()), (vec![], vec![]));
+
+    let volume = VolumeId::random();
+    let open = a.create_volume(volume).unwrap();
+    assert!(b.list_volumes().unwrap().contains(&volume));
+    a.delete_volume(volume, open).unwrap();
+    assert!(!b.list_volumes().unwrap().contains(&volume));
+}
+
+/// The registration of who did not close is left over, and none is of who did or lives. Without it the dead are as dead.
+fn leftovers(connect: Connect) {
+    let (dead, alive) = (host("dead"), host("alive"));
+    let a = connect(host("a"));
+    a.sweep().unwrap();
+    assert_eq!(a.leftovers().unwrap(), 0);
+    let b = connect(alive.clone());
+    let key = image();
+    assert_eq!(b.put(key, None, b"x").unwrap(), Put::Done(1));
+    connect(host("closes")).close().unwrap();
+    assert_eq!(a.leftovers().unwrap(), 0);
+    drop(connect(dead.clone()));
+    assert_eq!(a.leftovers().unwrap(), 4096);
+    assert_eq!(b.leftovers().unwrap(), 4096);
+    a.sweep().unwrap();
+    assert_eq!((a.leftovers().unwrap(), b.leftovers().unwrap()), (0, 0));
+    b.sweep().unwrap();
+    assert_eq!(a.host_record(dead.incarnation).unwrap(), None);
+    assert_eq!(a.liveness(dead.incarnation).unwrap(), Liveness::CertainlyDead);
+    assert_eq!(a.liveness(alive.incarnation).unwrap(), Liveness::Alive);
+    assert!(a.host_record(alive.incarnation).unwrap().is_some());
+    assert_eq!(content(&*a, key), Some((1, b"x".to_vec())));
+}
+
 fn volume_locks(connect: Connect) {
     let shared = |access| matches!(access, Access::Read | Access::ReadStill);
     let all = [Access::Read, Access::ReadStill, Access::Write, Access::Lease];
@@ -364,5 +442,9 @@ fn closed(connect: Connect) {
     assert_eq!(kind(driver.create_volume(volume)), closed);
     assert_eq!(kind(driver.lock_image(ImageId::random())), closed);
     assert_eq!(kind(driver.usage()), closed);
+    assert_eq!(kind(driver.list_markers(0)), closed);
+    assert_eq!(kind(driver.list_volumes()), closed);
+    assert_eq!(kind(driver.leftovers()), closed);
+    assert_eq!(kind(driver.sweep()), closed);
     assert_eq!(kind(driver.liveness(Incarnation::random())), closed);
 }

@@ -1,6 +1,8 @@
 //! What the tests of localfs need: places, mounts, other processes.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod sweep;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -211,6 +213,13 @@ pub fn other_process() {
             driver.close().unwrap();
             println!("says: done");
         }
+        "leave" => {
+            let _driver = connected.unwrap();
+            sweep::leave(&place, me.incarnation);
+            println!("says: {}", me.incarnation);
+            std::thread::sleep(Duration::from_mins(1));
+        }
+        "busy" => sweep::busy(&connected.unwrap()),
         "read" => {
             let driver = connected.unwrap();
             assert!(driver.read_only());
@@ -241,6 +250,9 @@ pub fn reads_only(driver: &LocalFs, key: RecordKey, volume: VolumeId) {
     assert_eq!(kind(driver.open_volume(volume, Access::Write)), read_only);
     assert_eq!(kind(driver.open_volume(volume, Access::Lease)), read_only);
     assert_eq!(kind(driver.create_volume(volume)), read_only);
+    assert_eq!(kind(driver.sweep()), read_only);
+    assert_eq!(driver.list_volumes().unwrap(), [volume]);
+    driver.leftovers().unwrap();
     assert_eq!(kind(driver.lock_image(ImageId::random())), read_only);
 }
 

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FallocateFlags, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -306,6 +306,24 @@ pub(super) fn fill_reserve(reserve: &Dir, ownership: Ownership) -> Result<()> {
         }
     }
     reserve.sync()
+}
+
+/// Gives the files of the reserve the blocks that they lack. Who is just creating them does the same.
+pub(super) fn mend_reserve(reserve: &Dir) -> Result<()> {
+    for name in (0..RESERVE_FILES).map(reserve_name) {
+        let Some(stat) = reserve.stat(&name)? else { continue };
+        if FileType::from_raw_mode(stat.st_mode).is_file()
+            && stat.st_blocks.cast_unsigned() * 512 < RESERVE_SIZE
+        {
+            let path = reserve.path.join(&name);
+            match reserve.open_file(&name, OFlags::WRONLY, Mode::empty()) {
+                Ok(file) => fill(file, &path)?,
+                Err(Errno::NOENT) => {}
+                Err(e) => return Err(failed("cannot open", path, e)),
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Real blocks, not a hole.

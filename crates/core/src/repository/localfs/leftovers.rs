@@ -10,7 +10,7 @@ use super::layout::{Dir, Room, parse_id, parse_record, parse_temporary};
 use super::tree::Tree;
 use crate::Result;
 use crate::id::Incarnation;
-use crate::repository::{Generation, Liveness, SHARDS};
+use crate::repository::{Generation, Liveness, SHARDS, shard_of};
 
 /// What a file without blocks counts, and one that frees none: something to sweep is never 0.
 const LEAST: u64 = 4096;
@@ -50,6 +50,7 @@ impl Tree {
             left.names.iter().try_for_each(|name| self.with_reserve(|| dir.unlink(name)).map(|_| ()))
         });
         self.refill_reserve();
+        self.mend_reserve();
         swept
     }
 
@@ -73,7 +74,7 @@ impl Tree {
                 match self.shard(room, shard) {
                     Ok(None) => {}
                     Ok(Some(dir)) if matches!(room, Room::Images | Room::Volumes) => {
-                        done(search.pick_records(&dir), &dir);
+                        done(search.pick_records(&dir, shard), &dir);
                     }
                     Ok(Some(dir)) => done(search.pick(&dir, Search::is_of_dead), &dir),
                     Err(error) => done(Err(error), &self.root),
@@ -90,7 +91,7 @@ impl Search<'_> {
         *self.dead.entry(store).or_insert_with(|| matches!(tree.liveness(store), Ok(Liveness::CertainlyDead)))
     }
 
-    /// A temporary file, or what is on the way to be none.
+    /// A temporary file of a dead store.
     fn is_of_dead(&mut self, name: &str) -> bool {
         parse_temporary(name).is_some_and(|owner| self.is_dead(owner))
     }
@@ -114,18 +115,19 @@ impl Search<'_> {
         Ok(left)
     }
 
-    fn pick_records(&mut self, dir: &Dir) -> Result<Left> {
+    fn pick_records(&mut self, dir: &Dir, shard: u16) -> Result<Left> {
         let names = dir.names()?;
+        // In another shard than its own a record is nobody's.
+        let record = |name: &str| parse_record(name).filter(|(id, _)| shard_of(*id) == shard);
         let mut highest = HashMap::<Uuid, Generation>::new();
-        for (id, generation) in names.iter().filter_map(|name| parse_record(name)) {
+        for (id, generation) in names.iter().filter_map(|name| record(name)) {
             let known = highest.entry(id).or_default();
             *known = generation.max(*known);
         }
         let mut left = Left::default();
         for name in names {
             // The second highest stays, as a put leaves it.
-            let superseded =
-                parse_record(&name).is_some_and(|(id, generation)| highest[&id] - generation > 1);
+            let superseded = record(&name).is_some_and(|(id, generation)| highest[&id] - generation > 1);
             if superseded || self.is_of_dead(&name) {
                 left.superseded |= superseded;
                 left.add(dir, name)?;

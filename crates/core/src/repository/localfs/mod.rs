@@ -310,9 +310,10 @@ impl Driver for LocalFs {
             return Ok(());
         };
         // The record first: whoever finds it finds it locked.
-        tree.hosts.unlink(&self.host.incarnation.to_string())?;
+        let removed = tree.with_reserve(|| tree.hosts.unlink(&self.host.incarnation.to_string()));
+        // Also if that failed: the record says nothing without its lock.
         drop(lock);
-        Ok(())
+        removed.map(|_| ())
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::format::{RESERVE_SIZE, fill_reserve};
+use super::format::{RESERVE_SIZE, fill_reserve, mend_reserve};
 use super::layout::{Dir, FileId, Room, failed, file_id, parse_temporary, wrong};
 use crate::id::Incarnation;
 use crate::repository::{HostIdentity, Liveness};
@@ -238,10 +238,21 @@ impl Tree {
 
     /// Fills up the reserve, if there is space to spare.
     pub(super) fn refill_reserve(&self) {
-        let plenty = |usage: rustix::fs::StatVfs| usage.f_bavail * usage.f_frsize > 256 * RESERVE_SIZE;
-        if rustix::fs::fstatvfs(&self.root).is_ok_and(plenty) {
+        if self.has_plenty() {
             // Without it everything works until the file system is full.
             let _ = fill_reserve(&self.reserve, self.ownership);
         }
+    }
+
+    /// The same for its files that a crash left without their blocks.
+    pub(super) fn mend_reserve(&self) {
+        if self.has_plenty() {
+            let _ = mend_reserve(&self.reserve);
+        }
+    }
+
+    fn has_plenty(&self) -> bool {
+        let plenty = |usage: rustix::fs::StatVfs| usage.f_bavail * usage.f_frsize > 256 * RESERVE_SIZE;
+        rustix::fs::fstatvfs(&self.root).is_ok_and(plenty)
     }
 }
