@@ -5,7 +5,9 @@
  * `vdsmstore_error_t **` last: NULL, or a place that is set to NULL on success and to an error on failure, which the
  * caller frees with vdsmstore_error_free. Each function names the errors of its own; any may also fail with
  * VDSMSTORE_ERROR_INVALID_PARAMETER (a NULL where it is not allowed, a text that is not UTF-8), _CLOSED,
- * _FORKED_PROCESS (the store belongs to the parent process) and _INTERNAL (a bug of ours).
+ * _FORKED_PROCESS (the store belongs to the parent process) and _INTERNAL (a bug of ours); one that reads a repository
+ * with _IO_ERROR, _PERMISSION_DENIED, _STALE_HANDLE and _CORRUPT_RECORD; one that changes it also with
+ * _READ_ONLY_REPOSITORY, _NO_SPACE, _LEASE_LOST, _CANNOT_LOCK and _CONFLICT.
  *
  * Parameters. Out-parameters come last before the error and are written only on success. Texts are UTF-8, end with NUL
  * and are borrowed for the call. Dicts are JSON text. `options` is a JSON object, NULL meaning {}: an unknown key or a
@@ -343,8 +345,7 @@ void vdsmstore_free(vdsmstore_t *store);
  * `repo_id`: the name; never stored. `repo_format`: `name-major.minor`, as `"localfs-1.0"`.
  * `connection_parameters`: JSON object; NULL: `{}`. `options`: none.
  *
- * Errors: InvalidParameter, RepositoryIdInUse, FormatUnsupported, VersionTooNew, ConnectionFailed, NotARepository,
- * WrongFormat, CorruptRecord, PermissionDenied, IoError, UnsupportedOperation.
+ * Errors: RepositoryIdInUse, FormatUnsupported, VersionTooNew, WrongFormat, NotARepository, ConnectionFailed.
  */
 int vdsmstore_connect_storage_repository(const vdsmstore_t *store,
                                          const char *repo_id,
@@ -358,7 +359,7 @@ int vdsmstore_connect_storage_repository(const vdsmstore_t *store,
  *
  * `options`: `force` (also if images are open or prepared here).
  *
- * Errors: InvalidParameter, RepositoryNotFound, ImageInUse, IoError.
+ * Errors: RepositoryNotFound, ImageInUse, Timeout.
  */
 int vdsmstore_disconnect_storage_repository(const vdsmstore_t *store,
                                             const char *repo_id,
@@ -371,8 +372,7 @@ int vdsmstore_disconnect_storage_repository(const vdsmstore_t *store,
  * `repo_format`, `connection_parameters`: as for connecting. `options`: `owner`, `group` (numeric ids of everything
  * in it), `mode` (permission bits of its directories, as a number).
  *
- * Errors: InvalidParameter, NotEmpty, RepositoryExists, FormatUnsupported, VersionTooNew, ConnectionFailed, NoSpace,
- * PermissionDenied, IoError, UnsupportedOperation.
+ * Errors: FormatUnsupported, VersionTooNew, ConnectionFailed, RepositoryExists, NotEmpty.
  */
 int vdsmstore_format_storage_repository(const vdsmstore_t *store,
                                         const char *repo_format,
@@ -385,7 +385,7 @@ int vdsmstore_format_storage_repository(const vdsmstore_t *store,
  *
  * `options`: none. `*repo_ids`: JSON array of names; freed with `vdsmstore_string_free`.
  *
- * Errors: InvalidParameter.
+ * Errors: none of its own.
  */
 int vdsmstore_list_storage_repositories(const vdsmstore_t *store,
                                         const char *options,
@@ -398,7 +398,7 @@ int vdsmstore_list_storage_repositories(const vdsmstore_t *store,
  * `options`: none. `*info`: JSON object: `repoId`, `format`, `location`, `capacity`, `available`, `virtualDisks`,
  * `snapshots`, `readOnly`, `features`, `capabilities`; freed with `vdsmstore_string_free`.
  *
- * Errors: InvalidParameter, RepositoryNotFound, IoError.
+ * Errors: RepositoryNotFound.
  */
 int vdsmstore_get_storage_repository_info(const vdsmstore_t *store,
                                           const char *repository_id,
@@ -415,8 +415,8 @@ int vdsmstore_get_storage_repository_info(const vdsmstore_t *store,
  * `options`: `AutoFix`, `strategy`, `participatingRepositories`, `imageHints`, `imageId`, `taskId`.
  * `*image_id`: the new id; freed with `vdsmstore_string_free`.
  *
- * Errors: InvalidParameter, InvalidSize, RepositoryNotFound, ReadOnlyRepository, ImageNotFound, ImageBroken,
- * NotASnapshot, ImageExists, TaskIdInUse, TooManyVolumes, NoSpace, IoError, Conflict, UnsupportedOperation.
+ * Errors: InvalidSize, RepositoryNotFound, ImageNotFound, ImageBroken, NotASnapshot, ImageExists, TaskIdInUse,
+ * UnsupportedOperation.
  */
 int vdsmstore_create_virtual_disk(const vdsmstore_t *store,
                                   const char *target_repo_id,
@@ -433,8 +433,8 @@ int vdsmstore_create_virtual_disk(const vdsmstore_t *store,
  * `user_data`: any JSON; NULL: `{}`. `options`: as for `vdsmstore_create_virtual_disk`.
  * `*image_id`: the snapshot's id; freed with `vdsmstore_string_free`.
  *
- * Errors: InvalidParameter, RepositoryNotFound, ReadOnlyRepository, ImageNotFound, ImageBroken, ImageInUse, NotADisk,
- * ImageExists, TaskIdInUse, TooManyVolumes, NoSpace, IoError, Conflict.
+ * Errors: RepositoryNotFound, ImageNotFound, ImageBroken, ImageInUse, NotADisk, ImageExists, TaskIdInUse,
+ * TooManyVolumes, UnsupportedOperation.
  */
 int vdsmstore_create_snapshot(const vdsmstore_t *store,
                               const char *target_repo_id,
@@ -451,8 +451,8 @@ int vdsmstore_create_snapshot(const vdsmstore_t *store,
  * `options`: as for `vdsmstore_create_virtual_disk`, and `mutable`, `partial`.
  * `*copy_id`: the same id for a snapshot, a new one for a disk; freed with `vdsmstore_string_free`.
  *
- * Errors: InvalidParameter, RepositoryNotFound, ReadOnlyRepository, ImageNotFound, ImageBroken, ImageInUse,
- * NotASnapshot, ImageExists, TaskIdInUse, TooManyVolumes, NoSpace, IoError, Conflict, UnsupportedOperation.
+ * Errors: RepositoryNotFound, ImageNotFound, ImageBroken, ImageInUse, NotASnapshot, ImageExists, TaskIdInUse,
+ * TooManyVolumes, UnsupportedOperation.
  */
 int vdsmstore_copy_image(const vdsmstore_t *store,
                          const char *target_repo_id,
@@ -470,8 +470,7 @@ int vdsmstore_copy_image(const vdsmstore_t *store,
  * `options`: as for `vdsmstore_create_virtual_disk`.
  * `*image_id`: the new id; freed with `vdsmstore_string_free`.
  *
- * Errors: InvalidParameter, InvalidSize, RepositoryNotFound, ReadOnlyRepository, CorruptImage, ImageExists,
- * TaskIdInUse, NoSpace, PermissionDenied, IoError, Conflict, UnsupportedOperation.
+ * Errors: InvalidSize, RepositoryNotFound, CorruptImage, ImageInUse, ImageExists, TaskIdInUse, UnsupportedOperation.
  */
 int vdsmstore_import_image(const vdsmstore_t *store,
                            const char *target_repo_id,
@@ -488,8 +487,7 @@ int vdsmstore_import_image(const vdsmstore_t *store,
  *
  * `options`: `AutoFix`, `taskId`.
  *
- * Errors: InvalidParameter, RepositoryNotFound, ReadOnlyRepository, ImageNotFound, ImageInUse, TaskIdInUse, NoSpace,
- * IoError, Conflict.
+ * Errors: RepositoryNotFound, ImageNotFound, ImageInUse, TaskIdInUse.
  */
 int vdsmstore_remove_image(const vdsmstore_t *store,
                            const char *repository_id,
@@ -503,7 +501,7 @@ int vdsmstore_remove_image(const vdsmstore_t *store,
  * `options`: none. `*status`: JSON object: `status` (`"optimized"`, `"degraded"`, `"broken"`), `hostID`, `stage`,
  * `percent_complete`, `last_error`, `tasks`; freed with `vdsmstore_string_free`.
  *
- * Errors: InvalidParameter, RepositoryNotFound, ImageNotFound, CorruptRecord, IoError.
+ * Errors: RepositoryNotFound, ImageNotFound.
  */
 int vdsmstore_get_image_status(const vdsmstore_t *store,
                                const char *repository_id,
@@ -518,7 +516,7 @@ int vdsmstore_get_image_status(const vdsmstore_t *store,
  * `options`: none. `*info`: JSON object: `imageId`, `mutable`, `size`, `allocated`, `userData` (byte for byte as it
  * was given), `strategy`, `created`, `depth`, `prepared`; freed with `vdsmstore_string_free`.
  *
- * Errors: InvalidParameter, RepositoryNotFound, ImageNotFound, CorruptRecord, IoError.
+ * Errors: RepositoryNotFound, ImageNotFound.
  */
 int vdsmstore_get_image_info(const vdsmstore_t *store,
                              const char *repository_id,
@@ -534,7 +532,7 @@ int vdsmstore_get_image_info(const vdsmstore_t *store,
  * `*images`: JSON array of ids, or with `details` of what `vdsmstore_get_image_info` returns; freed with
  * `vdsmstore_string_free`.
  *
- * Errors: InvalidParameter, RepositoryNotFound, CorruptRecord, IoError.
+ * Errors: RepositoryNotFound.
  */
 int vdsmstore_list_images(const vdsmstore_t *store,
                           const char *repository_id,
@@ -547,7 +545,7 @@ int vdsmstore_list_images(const vdsmstore_t *store,
  *
  * `user_data`: any JSON, up to 1 MiB; kept byte for byte. `options`: none.
  *
- * Errors: InvalidParameter, RepositoryNotFound, ReadOnlyRepository, ImageNotFound, NoSpace, IoError, Conflict.
+ * Errors: RepositoryNotFound, ImageNotFound.
  */
 int vdsmstore_set_image_user_data(const vdsmstore_t *store,
                                   const char *repository_id,
@@ -563,8 +561,7 @@ int vdsmstore_set_image_user_data(const vdsmstore_t *store,
  * `options`: `readOnly` (needed for a snapshot).
  * `*prepared`: JSON object: `path`, `format`, `readOnly`, `blockdev`, `libvirt`; freed with `vdsmstore_string_free`.
  *
- * Errors: InvalidParameter, RepositoryNotFound, ReadOnlyRepository, ImageNotFound, ImageBroken, ImageInUse,
- * ReadOnlyImage, NoSpace, IoError, Conflict, UnsupportedOperation.
+ * Errors: RepositoryNotFound, ImageNotFound, ImageBroken, ImageInUse, ReadOnlyImage, UnsupportedOperation.
  */
 int vdsmstore_prepare_image(const vdsmstore_t *store,
                             const char *repository_id,
@@ -578,7 +575,7 @@ int vdsmstore_prepare_image(const vdsmstore_t *store,
  *
  * `options`: `force` (the holder is known to be dead).
  *
- * Errors: InvalidParameter, RepositoryNotFound, ImageNotFound, ImageInUse, IoError, Conflict.
+ * Errors: RepositoryNotFound, ImageNotFound, ImageInUse.
  */
 int vdsmstore_teardown_image(const vdsmstore_t *store,
                              const char *repository_id,
@@ -589,15 +586,15 @@ int vdsmstore_teardown_image(const vdsmstore_t *store,
 /**
  * Waits until no task of this store runs on the image; a task that failed is no error of this call.
  *
- * `seconds`: at most so long; negative: for ever. `options`: `status` (`"optimized"`: until any host has brought the
+ * `timeout`: at most so many seconds; negative: for ever. `options`: `status` (`"optimized"`: until any host has brought the
  * image there). `*status`: as of `vdsmstore_get_image_status`; freed with `vdsmstore_string_free`.
  *
- * Errors: InvalidParameter, RepositoryNotFound, ImageNotFound, Timeout, Closed, IoError.
+ * Errors: RepositoryNotFound, ImageNotFound, Timeout.
  */
 int vdsmstore_wait_image(const vdsmstore_t *store,
                          const char *repository_id,
                          const char *image_id,
-                         double seconds,
+                         double timeout,
                          const char *options,
                          char **status,
                          vdsmstore_error_t **error);
@@ -605,13 +602,13 @@ int vdsmstore_wait_image(const vdsmstore_t *store,
 /**
  * Waits until a task has ended; what it failed with is the error of this call.
  *
- * `seconds`: at most so long; negative: for ever. `options`: none.
+ * `timeout`: at most so many seconds; negative: for ever. `options`: none.
  *
- * Errors: InvalidParameter, TaskNotFound, Timeout, Stopped, Closed, and whatever the task failed with.
+ * Errors: TaskNotFound, Timeout, Stopped.
  */
 int vdsmstore_wait_task(const vdsmstore_t *store,
                         const char *task_id,
-                        double seconds,
+                        double timeout,
                         const char *options,
                         vdsmstore_error_t **error);
 
@@ -621,7 +618,7 @@ int vdsmstore_wait_task(const vdsmstore_t *store,
  * `options`: none. `*tasks`: JSON array of objects: `taskId`, `type`, `repoId`, `imageId`, `stage`,
  * `percent_complete`, `bytesDone`, `bytesTotal`, `started`; freed with `vdsmstore_string_free`.
  *
- * Errors: InvalidParameter, Closed.
+ * Errors: none of its own.
  */
 int vdsmstore_list_tasks(const vdsmstore_t *store,
                          const char *options,
@@ -634,8 +631,7 @@ int vdsmstore_list_tasks(const vdsmstore_t *store,
  * `mode`: `"r"`, or `"rw"` (virtual disks only); NULL: `"r"`. `options`: none.
  * `*image`: owned by the caller: `vdsmstore_image_close`, then `vdsmstore_image_free`.
  *
- * Errors: InvalidParameter, RepositoryNotFound, ReadOnlyRepository, ImageNotFound, ImageBroken, ImageInUse,
- * ReadOnlyImage, NotADisk, IoError, Conflict.
+ * Errors: RepositoryNotFound, ImageNotFound, ImageBroken, ImageInUse, ReadOnlyImage, CorruptImage.
  */
 int vdsmstore_open_image(const vdsmstore_t *store,
                          const char *repository_id,
@@ -733,91 +729,91 @@ void vdsmstore_image_free(vdsmstore_image_t *image);
 /**
  * What is wrong in a repository. Not built yet: UnsupportedOperation.
  */
-int vdsmstore_check_storage_repository(const vdsmstore_t *_store,
-                                       const char *_repository_id,
-                                       const char *_options,
-                                       char **_fixes,
+int vdsmstore_check_storage_repository(const vdsmstore_t *store,
+                                       const char *repository_id,
+                                       const char *options,
+                                       char **fixes,
                                        vdsmstore_error_t **error);
 
 /**
  * Starts one fix. Not built yet: UnsupportedOperation.
  */
-int vdsmstore_fix_storage_repository(const vdsmstore_t *_store,
-                                     const char *_repository_id,
-                                     const char *_fix,
-                                     const char *_options,
-                                     char **_task_id,
+int vdsmstore_fix_storage_repository(const vdsmstore_t *store,
+                                     const char *repository_id,
+                                     const char *fix,
+                                     const char *options,
+                                     char **task_id,
                                      vdsmstore_error_t **error);
 
 /**
  * Asks for another representation. Not built yet: UnsupportedOperation.
  */
-int vdsmstore_set_image_strategy(const vdsmstore_t *_store,
-                                 const char *_repository_id,
-                                 const char *_image_id,
-                                 const char *_strategy,
-                                 const char *_options,
+int vdsmstore_set_image_strategy(const vdsmstore_t *store,
+                                 const char *repository_id,
+                                 const char *image_id,
+                                 const char *strategy,
+                                 const char *options,
                                  vdsmstore_error_t **error);
 
 /**
  * Grows a virtual disk. Not built yet: UnsupportedOperation.
  */
-int vdsmstore_resize_virtual_disk(const vdsmstore_t *_store,
-                                  const char *_repository_id,
-                                  const char *_image_id,
-                                  int64_t _size,
-                                  const char *_options,
+int vdsmstore_resize_virtual_disk(const vdsmstore_t *store,
+                                  const char *repository_id,
+                                  const char *image_id,
+                                  int64_t size,
+                                  const char *options,
                                   vdsmstore_error_t **error);
 
 /**
  * Stops what runs on an image. Not built yet: UnsupportedOperation.
  */
-int vdsmstore_stop_image_task(const vdsmstore_t *_store,
-                              const char *_repository_id,
-                              const char *_image_id,
-                              const char *_options,
+int vdsmstore_stop_image_task(const vdsmstore_t *store,
+                              const char *repository_id,
+                              const char *image_id,
+                              const char *options,
                               vdsmstore_error_t **error);
 
 /**
  * Stops a task. Not built yet: UnsupportedOperation.
  */
-int vdsmstore_stop_task(const vdsmstore_t *_store,
-                        const char *_task_id,
-                        const char *_options,
+int vdsmstore_stop_task(const vdsmstore_t *store,
+                        const char *task_id,
+                        const char *options,
                         vdsmstore_error_t **error);
 
 /**
  * Writes an image to a file. Not built yet: UnsupportedOperation.
  */
-int vdsmstore_export_image(const vdsmstore_t *_store,
-                           const char *_repository_id,
-                           const char *_image_id,
-                           const char *_path,
-                           const char *_format,
-                           const char *_options,
-                           char **_task_id,
+int vdsmstore_export_image(const vdsmstore_t *store,
+                           const char *repository_id,
+                           const char *image_id,
+                           const char *path,
+                           const char *format,
+                           const char *options,
+                           char **task_id,
                            vdsmstore_error_t **error);
 
 /**
  * What a copy would take. Not built yet: UnsupportedOperation.
  */
-int vdsmstore_measure_image(const vdsmstore_t *_store,
-                            const char *_repository_id,
-                            const char *_image_id,
-                            const char *_base_image_id,
-                            const char *_options,
-                            char **_measure,
+int vdsmstore_measure_image(const vdsmstore_t *store,
+                            const char *repository_id,
+                            const char *image_id,
+                            const char *base_image_id,
+                            const char *options,
+                            char **measure,
                             vdsmstore_error_t **error);
 
 /**
  * Room for so many bytes. Not built yet: UnsupportedOperation.
  */
-int vdsmstore_extend_image(const vdsmstore_t *_store,
-                           const char *_repository_id,
-                           const char *_image_id,
-                           int64_t _allocated,
-                           const char *_options,
-                           int64_t *_allocated_now,
+int vdsmstore_extend_image(const vdsmstore_t *store,
+                           const char *repository_id,
+                           const char *image_id,
+                           int64_t allocated,
+                           const char *options,
+                           int64_t *allocated_now,
                            vdsmstore_error_t **error);
 
 #ifdef __cplusplus

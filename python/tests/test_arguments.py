@@ -87,15 +87,15 @@ def test_unknown_image(store: Store, verb: str) -> None:
         getattr(store, verb)(*VERBS[verb])
 
 
-@pytest.mark.parametrize("size", ["1", 1.5, True, b"1", 2**63, 2**200, -(2**63), math.inf, [512]])
+@pytest.mark.parametrize("size", ["1", 1.5, True, b"1", math.inf, [512]])
 def test_sizes_that_are_none(store: Store, size: Any) -> None:
     with pytest.raises(InvalidParameter):
         store.createVirtualDisk("a", size)
 
 
-@pytest.mark.parametrize("size", [0, -1, -512, 1, 511, 513, 2**53, 2**62])
+@pytest.mark.parametrize("size", [0, -1, -512, 1, 511, 513, 2**53, 2**62, 2**63, 2**200, -(2**63)])
 def test_sizes_that_are_not_possible(store: Store, size: int) -> None:
-    with pytest.raises((InvalidParameter, vdsmstore.InvalidSize)):
+    with pytest.raises(vdsmstore.InvalidSize):
         store.createVirtualDisk("a", size)
     assert store.listImages("a") == []
 

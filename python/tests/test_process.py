@@ -142,6 +142,45 @@ def test_a_forked_child_may_not_use_the_store(store: Store, disk: str, tmp_path:
     assert store.getImageStatus("a", disk)["status"] == "optimized"
 
 
+@pytest.mark.parametrize(
+    "end",
+    [
+        "image.close()",
+        pytest.param(
+            "os.kill(os.getpid(), signal.SIGKILL)",
+            marks=pytest.mark.xfail(
+                strict=True, reason="a lock of an open file lives as long as any copy of its descriptor"
+            ),
+        ),
+    ],
+)
+def test_a_forked_child_keeps_no_locks(tmp_path: Path, end: str) -> None:
+    process = start(
+        tmp_path,
+        f"""
+        repository(sys.argv[1])
+        image_id = vdsmstore.createVirtualDisk("a", 1 << 20)
+        image = vdsmstore.openImage("a", image_id, "rw")
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+        print(image_id, child, flush=True)
+        {end}
+        """,
+    )
+    assert process.stdout is not None
+    image_id, child = process.stdout.readline().split()
+    try:
+        process.wait(30)
+        with Store() as store:
+            store.connectStorageRepository("a", "localfs-1.0", {"path": str(tmp_path / "repository")})
+            store.openImage("a", image_id, "rw").close()
+    finally:
+        os.kill(int(child), signal.SIGKILL)
+        process.communicate()
+
+
 def test_the_default_store_in_a_forked_child(tmp_path: Path) -> None:
     out = run(
         tmp_path,

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Union
 
-from .errors import InvalidParameter
+from .errors import InvalidParameter, InvalidSize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,6 +54,12 @@ def integer(name: str, value: object) -> int:
 
 def optional_integer(name: str, value: object) -> int | None:
     return None if value is None else integer(name, value)
+
+
+def size(name: str, value: object) -> int | None:
+    if isinstance(value, int) and not -INT64_MAX <= value <= INT64_MAX:
+        raise InvalidSize(f"{name}: {value} is out of range", {"parameter": name})
+    return optional_integer(name, value)
 
 
 def timeout(value: object) -> float:

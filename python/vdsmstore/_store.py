@@ -129,7 +129,7 @@ class Store:
         """
         return self._handle.create_virtual_disk(
             arguments.text("targetRepoId", targetRepoId),
-            arguments.optional_integer("size", size),
+            arguments.size("size", size),
             arguments.optional_text("baseSnapshotId", baseSnapshotId),
             arguments.user_data({} if userData is None else userData),
             arguments.dictionary("options", options),

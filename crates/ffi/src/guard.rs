@@ -86,7 +86,7 @@ pub(crate) unsafe fn json_text<'a>(name: &str, text: *const c_char) -> Result<&'
 }
 
 /// A time-out in seconds; negative or infinite: none.
-pub(crate) fn timeout(seconds: f64) -> Result<Option<Duration>> {
+pub(crate) fn duration(seconds: f64) -> Result<Option<Duration>> {
     if seconds.is_nan() {
         return Err(invalid("timeout", "is not a number"));
     }
@@ -153,12 +153,12 @@ mod tests {
     }
 
     #[test]
-    fn timeouts() {
-        assert_eq!(timeout(-1.0).unwrap(), None);
-        assert_eq!(timeout(f64::INFINITY).unwrap(), None);
-        assert_eq!(timeout(1e300).unwrap(), None);
-        assert_eq!(timeout(0.0).unwrap(), Some(Duration::ZERO));
-        assert_eq!(timeout(1.5).unwrap(), Some(Duration::from_millis(1500)));
-        assert_eq!(timeout(f64::NAN).unwrap_err().kind(), ErrorKind::InvalidParameter);
+    fn durations() {
+        assert_eq!(duration(-1.0).unwrap(), None);
+        assert_eq!(duration(f64::INFINITY).unwrap(), None);
+        assert_eq!(duration(1e300).unwrap(), None);
+        assert_eq!(duration(0.0).unwrap(), Some(Duration::ZERO));
+        assert_eq!(duration(1.5).unwrap(), Some(Duration::from_millis(1500)));
+        assert_eq!(duration(f64::NAN).unwrap_err().kind(), ErrorKind::InvalidParameter);
     }
 }

@@ -43,8 +43,7 @@ fn buffer_length(buffer: *const c_void, length: usize) -> Result<usize> {
 /// `mode`: `"r"`, or `"rw"` (virtual disks only); NULL: `"r"`. `options`: none.
 /// `*image`: owned by the caller: `vdsmstore_image_close`, then `vdsmstore_image_free`.
 ///
-/// Errors: InvalidParameter, RepositoryNotFound, ReadOnlyRepository, ImageNotFound, ImageBroken, ImageInUse,
-/// ReadOnlyImage, NotADisk, IoError, Conflict.
+/// Errors: RepositoryNotFound, ImageNotFound, ImageBroken, ImageInUse, ReadOnlyImage, CorruptImage.
 ///
 /// # Safety
 /// `store` is NULL or a store that has not been freed; the texts are NULL or end with NUL; the out-parameters are NULL

@@ -1,5 +1,7 @@
 //! Verbs that this release has not built: each fails with UnsupportedOperation, whatever it is given.
 
+#![allow(unused_variables)]
+
 use std::ffi::{c_char, c_int};
 
 use vdsmstore_core::{Error, ErrorKind};
@@ -22,10 +24,10 @@ unsafe fn unbuilt(verb: &str, error: *mut *mut ErrorObject) -> c_int {
 /// `error` is NULL or valid for writing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vdsmstore_check_storage_repository(
-    _store: *const StoreObject,
-    _repository_id: *const c_char,
-    _options: *const c_char,
-    _fixes: *mut *mut c_char,
+    store: *const StoreObject,
+    repository_id: *const c_char,
+    options: *const c_char,
+    fixes: *mut *mut c_char,
     error: *mut *mut ErrorObject,
 ) -> c_int {
     // SAFETY: by contract.
@@ -38,11 +40,11 @@ pub unsafe extern "C" fn vdsmstore_check_storage_repository(
 /// `error` is NULL or valid for writing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vdsmstore_fix_storage_repository(
-    _store: *const StoreObject,
-    _repository_id: *const c_char,
-    _fix: *const c_char,
-    _options: *const c_char,
-    _task_id: *mut *mut c_char,
+    store: *const StoreObject,
+    repository_id: *const c_char,
+    fix: *const c_char,
+    options: *const c_char,
+    task_id: *mut *mut c_char,
     error: *mut *mut ErrorObject,
 ) -> c_int {
     // SAFETY: by contract.
@@ -55,11 +57,11 @@ pub unsafe extern "C" fn vdsmstore_fix_storage_repository(
 /// `error` is NULL or valid for writing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vdsmstore_set_image_strategy(
-    _store: *const StoreObject,
-    _repository_id: *const c_char,
-    _image_id: *const c_char,
-    _strategy: *const c_char,
-    _options: *const c_char,
+    store: *const StoreObject,
+    repository_id: *const c_char,
+    image_id: *const c_char,
+    strategy: *const c_char,
+    options: *const c_char,
     error: *mut *mut ErrorObject,
 ) -> c_int {
     // SAFETY: by contract.
@@ -72,11 +74,11 @@ pub unsafe extern "C" fn vdsmstore_set_image_strategy(
 /// `error` is NULL or valid for writing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vdsmstore_resize_virtual_disk(
-    _store: *const StoreObject,
-    _repository_id: *const c_char,
-    _image_id: *const c_char,
-    _size: i64,
-    _options: *const c_char,
+    store: *const StoreObject,
+    repository_id: *const c_char,
+    image_id: *const c_char,
+    size: i64,
+    options: *const c_char,
     error: *mut *mut ErrorObject,
 ) -> c_int {
     // SAFETY: by contract.
@@ -89,10 +91,10 @@ pub unsafe extern "C" fn vdsmstore_resize_virtual_disk(
 /// `error` is NULL or valid for writing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vdsmstore_stop_image_task(
-    _store: *const StoreObject,
-    _repository_id: *const c_char,
-    _image_id: *const c_char,
-    _options: *const c_char,
+    store: *const StoreObject,
+    repository_id: *const c_char,
+    image_id: *const c_char,
+    options: *const c_char,
     error: *mut *mut ErrorObject,
 ) -> c_int {
     // SAFETY: by contract.
@@ -105,9 +107,9 @@ pub unsafe extern "C" fn vdsmstore_stop_image_task(
 /// `error` is NULL or valid for writing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vdsmstore_stop_task(
-    _store: *const StoreObject,
-    _task_id: *const c_char,
-    _options: *const c_char,
+    store: *const StoreObject,
+    task_id: *const c_char,
+    options: *const c_char,
     error: *mut *mut ErrorObject,
 ) -> c_int {
     // SAFETY: by contract.
@@ -120,13 +122,13 @@ pub unsafe extern "C" fn vdsmstore_stop_task(
 /// `error` is NULL or valid for writing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vdsmstore_export_image(
-    _store: *const StoreObject,
-    _repository_id: *const c_char,
-    _image_id: *const c_char,
-    _path: *const c_char,
-    _format: *const c_char,
-    _options: *const c_char,
-    _task_id: *mut *mut c_char,
+    store: *const StoreObject,
+    repository_id: *const c_char,
+    image_id: *const c_char,
+    path: *const c_char,
+    format: *const c_char,
+    options: *const c_char,
+    task_id: *mut *mut c_char,
     error: *mut *mut ErrorObject,
 ) -> c_int {
     // SAFETY: by contract.
@@ -139,12 +141,12 @@ pub unsafe extern "C" fn vdsmstore_export_image(
 /// `error` is NULL or valid for writing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vdsmstore_measure_image(
-    _store: *const StoreObject,
-    _repository_id: *const c_char,
-    _image_id: *const c_char,
-    _base_image_id: *const c_char,
-    _options: *const c_char,
-    _measure: *mut *mut c_char,
+    store: *const StoreObject,
+    repository_id: *const c_char,
+    image_id: *const c_char,
+    base_image_id: *const c_char,
+    options: *const c_char,
+    measure: *mut *mut c_char,
     error: *mut *mut ErrorObject,
 ) -> c_int {
     // SAFETY: by contract.
@@ -157,12 +159,12 @@ pub unsafe extern "C" fn vdsmstore_measure_image(
 /// `error` is NULL or valid for writing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vdsmstore_extend_image(
-    _store: *const StoreObject,
-    _repository_id: *const c_char,
-    _image_id: *const c_char,
-    _allocated: i64,
-    _options: *const c_char,
-    _allocated_now: *mut i64,
+    store: *const StoreObject,
+    repository_id: *const c_char,
+    image_id: *const c_char,
+    allocated: i64,
+    options: *const c_char,
+    allocated_now: *mut i64,
     error: *mut *mut ErrorObject,
 ) -> c_int {
     // SAFETY: by contract.

@@ -1,5 +1,7 @@
 //! Every kind of error has the same name and code in Rust, in C and in Python.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 

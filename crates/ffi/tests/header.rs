@@ -1,5 +1,7 @@
 //! `include/vdsmstore.h` is what cbindgen makes of the sources. `VDSMSTORE_BLESS=1` writes it.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::Path;
 
 /// In the order of the header.

@@ -14,8 +14,7 @@ use crate::string::json;
 ///
 /// `options`: `AutoFix`, `taskId`.
 ///
-/// Errors: InvalidParameter, RepositoryNotFound, ReadOnlyRepository, ImageNotFound, ImageInUse, TaskIdInUse, NoSpace,
-/// IoError, Conflict.
+/// Errors: RepositoryNotFound, ImageNotFound, ImageInUse, TaskIdInUse.
 ///
 /// # Safety
 /// `store` is NULL or a store that has not been freed; the texts are NULL or end with NUL; `error` is NULL or valid
@@ -49,7 +48,7 @@ pub unsafe extern "C" fn vdsmstore_remove_image(
 /// `options`: none. `*status`: JSON object: `status` (`"optimized"`, `"degraded"`, `"broken"`), `hostID`, `stage`,
 /// `percent_complete`, `last_error`, `tasks`; freed with `vdsmstore_string_free`.
 ///
-/// Errors: InvalidParameter, RepositoryNotFound, ImageNotFound, CorruptRecord, IoError.
+/// Errors: RepositoryNotFound, ImageNotFound.
 ///
 /// # Safety
 /// As `vdsmstore_remove_image`; the out-parameter is NULL or valid for writing.
@@ -86,7 +85,7 @@ pub unsafe extern "C" fn vdsmstore_get_image_status(
 /// `options`: none. `*info`: JSON object: `imageId`, `mutable`, `size`, `allocated`, `userData` (byte for byte as it
 /// was given), `strategy`, `created`, `depth`, `prepared`; freed with `vdsmstore_string_free`.
 ///
-/// Errors: InvalidParameter, RepositoryNotFound, ImageNotFound, CorruptRecord, IoError.
+/// Errors: RepositoryNotFound, ImageNotFound.
 ///
 /// # Safety
 /// As `vdsmstore_get_image_status`.
@@ -124,7 +123,7 @@ pub unsafe extern "C" fn vdsmstore_get_image_info(
 /// `*images`: JSON array of ids, or with `details` of what `vdsmstore_get_image_info` returns; freed with
 /// `vdsmstore_string_free`.
 ///
-/// Errors: InvalidParameter, RepositoryNotFound, CorruptRecord, IoError.
+/// Errors: RepositoryNotFound.
 ///
 /// # Safety
 /// As `vdsmstore_get_image_status`.
@@ -162,7 +161,7 @@ pub unsafe extern "C" fn vdsmstore_list_images(
 ///
 /// `user_data`: any JSON, up to 1 MiB; kept byte for byte. `options`: none.
 ///
-/// Errors: InvalidParameter, RepositoryNotFound, ReadOnlyRepository, ImageNotFound, NoSpace, IoError, Conflict.
+/// Errors: RepositoryNotFound, ImageNotFound.
 ///
 /// # Safety
 /// As `vdsmstore_remove_image`.

@@ -15,8 +15,7 @@ use crate::string::json;
 /// `options`: `readOnly` (needed for a snapshot).
 /// `*prepared`: JSON object: `path`, `format`, `readOnly`, `blockdev`, `libvirt`; freed with `vdsmstore_string_free`.
 ///
-/// Errors: InvalidParameter, RepositoryNotFound, ReadOnlyRepository, ImageNotFound, ImageBroken, ImageInUse,
-/// ReadOnlyImage, NoSpace, IoError, Conflict, UnsupportedOperation.
+/// Errors: RepositoryNotFound, ImageNotFound, ImageBroken, ImageInUse, ReadOnlyImage, UnsupportedOperation.
 ///
 /// # Safety
 /// `store` is NULL or a store that has not been freed; the texts are NULL or end with NUL; the out-parameters are NULL
@@ -52,7 +51,7 @@ pub unsafe extern "C" fn vdsmstore_prepare_image(
 ///
 /// `options`: `force` (the holder is known to be dead).
 ///
-/// Errors: InvalidParameter, RepositoryNotFound, ImageNotFound, ImageInUse, IoError, Conflict.
+/// Errors: RepositoryNotFound, ImageNotFound, ImageInUse.
 ///
 /// # Safety
 /// As `vdsmstore_prepare_image`.

@@ -25,8 +25,8 @@ fn set_id(out: Out<*mut c_char>, id: ImageId) {
 /// `options`: `AutoFix`, `strategy`, `participatingRepositories`, `imageHints`, `imageId`, `taskId`.
 /// `*image_id`: the new id; freed with `vdsmstore_string_free`.
 ///
-/// Errors: InvalidParameter, InvalidSize, RepositoryNotFound, ReadOnlyRepository, ImageNotFound, ImageBroken,
-/// NotASnapshot, ImageExists, TaskIdInUse, TooManyVolumes, NoSpace, IoError, Conflict, UnsupportedOperation.
+/// Errors: InvalidSize, RepositoryNotFound, ImageNotFound, ImageBroken, NotASnapshot, ImageExists, TaskIdInUse,
+/// UnsupportedOperation.
 ///
 /// # Safety
 /// `store` is NULL or a store that has not been freed; the texts are NULL or end with NUL; the out-parameters are NULL
@@ -68,8 +68,8 @@ pub unsafe extern "C" fn vdsmstore_create_virtual_disk(
 /// `user_data`: any JSON; NULL: `{}`. `options`: as for `vdsmstore_create_virtual_disk`.
 /// `*image_id`: the snapshot's id; freed with `vdsmstore_string_free`.
 ///
-/// Errors: InvalidParameter, RepositoryNotFound, ReadOnlyRepository, ImageNotFound, ImageBroken, ImageInUse, NotADisk,
-/// ImageExists, TaskIdInUse, TooManyVolumes, NoSpace, IoError, Conflict.
+/// Errors: RepositoryNotFound, ImageNotFound, ImageBroken, ImageInUse, NotADisk, ImageExists, TaskIdInUse,
+/// TooManyVolumes, UnsupportedOperation.
 ///
 /// # Safety
 /// As `vdsmstore_create_virtual_disk`.
@@ -109,8 +109,8 @@ pub unsafe extern "C" fn vdsmstore_create_snapshot(
 /// `options`: as for `vdsmstore_create_virtual_disk`, and `mutable`, `partial`.
 /// `*copy_id`: the same id for a snapshot, a new one for a disk; freed with `vdsmstore_string_free`.
 ///
-/// Errors: InvalidParameter, RepositoryNotFound, ReadOnlyRepository, ImageNotFound, ImageBroken, ImageInUse,
-/// NotASnapshot, ImageExists, TaskIdInUse, TooManyVolumes, NoSpace, IoError, Conflict, UnsupportedOperation.
+/// Errors: RepositoryNotFound, ImageNotFound, ImageBroken, ImageInUse, NotASnapshot, ImageExists, TaskIdInUse,
+/// TooManyVolumes, UnsupportedOperation.
 ///
 /// # Safety
 /// As `vdsmstore_create_virtual_disk`.
@@ -152,8 +152,7 @@ pub unsafe extern "C" fn vdsmstore_copy_image(
 /// `options`: as for `vdsmstore_create_virtual_disk`.
 /// `*image_id`: the new id; freed with `vdsmstore_string_free`.
 ///
-/// Errors: InvalidParameter, InvalidSize, RepositoryNotFound, ReadOnlyRepository, CorruptImage, ImageExists,
-/// TaskIdInUse, NoSpace, PermissionDenied, IoError, Conflict, UnsupportedOperation.
+/// Errors: InvalidSize, RepositoryNotFound, CorruptImage, ImageInUse, ImageExists, TaskIdInUse, UnsupportedOperation.
 ///
 /// # Safety
 /// As `vdsmstore_create_virtual_disk`.

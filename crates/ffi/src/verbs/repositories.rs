@@ -15,8 +15,7 @@ use crate::string::json;
 /// `repo_id`: the name; never stored. `repo_format`: `name-major.minor`, as `"localfs-1.0"`.
 /// `connection_parameters`: JSON object; NULL: `{}`. `options`: none.
 ///
-/// Errors: InvalidParameter, RepositoryIdInUse, FormatUnsupported, VersionTooNew, ConnectionFailed, NotARepository,
-/// WrongFormat, CorruptRecord, PermissionDenied, IoError, UnsupportedOperation.
+/// Errors: RepositoryIdInUse, FormatUnsupported, VersionTooNew, WrongFormat, NotARepository, ConnectionFailed.
 ///
 /// # Safety
 /// `store` is NULL or a store that has not been freed; the texts are NULL or end with NUL; `error` is NULL or valid
@@ -52,7 +51,7 @@ pub unsafe extern "C" fn vdsmstore_connect_storage_repository(
 ///
 /// `options`: `force` (also if images are open or prepared here).
 ///
-/// Errors: InvalidParameter, RepositoryNotFound, ImageInUse, IoError.
+/// Errors: RepositoryNotFound, ImageInUse, Timeout.
 ///
 /// # Safety
 /// As `vdsmstore_connect_storage_repository`.
@@ -86,8 +85,7 @@ struct FormatDict {
 /// `repo_format`, `connection_parameters`: as for connecting. `options`: `owner`, `group` (numeric ids of everything
 /// in it), `mode` (permission bits of its directories, as a number).
 ///
-/// Errors: InvalidParameter, NotEmpty, RepositoryExists, FormatUnsupported, VersionTooNew, ConnectionFailed, NoSpace,
-/// PermissionDenied, IoError, UnsupportedOperation.
+/// Errors: FormatUnsupported, VersionTooNew, ConnectionFailed, RepositoryExists, NotEmpty.
 ///
 /// # Safety
 /// As `vdsmstore_connect_storage_repository`.
@@ -121,7 +119,7 @@ pub unsafe extern "C" fn vdsmstore_format_storage_repository(
 ///
 /// `options`: none. `*repo_ids`: JSON array of names; freed with `vdsmstore_string_free`.
 ///
-/// Errors: InvalidParameter.
+/// Errors: none of its own.
 ///
 /// # Safety
 /// As `vdsmstore_connect_storage_repository`; the out-parameter is NULL or valid for writing.
@@ -150,7 +148,7 @@ pub unsafe extern "C" fn vdsmstore_list_storage_repositories(
 /// `options`: none. `*info`: JSON object: `repoId`, `format`, `location`, `capacity`, `available`, `virtualDisks`,
 /// `snapshots`, `readOnly`, `features`, `capabilities`; freed with `vdsmstore_string_free`.
 ///
-/// Errors: InvalidParameter, RepositoryNotFound, IoError.
+/// Errors: RepositoryNotFound.
 ///
 /// # Safety
 /// As `vdsmstore_list_storage_repositories`.

@@ -5,16 +5,16 @@ use std::ffi::{c_char, c_int};
 use vdsmstore_core::options::{NoOptions, WaitOptions, parse};
 
 use crate::error::ErrorObject;
-use crate::guard::{Out, guard, json_text, text, timeout};
+use crate::guard::{Out, duration, guard, json_text, text};
 use crate::store::StoreObject;
 use crate::string::json;
 
 /// Waits until no task of this store runs on the image; a task that failed is no error of this call.
 ///
-/// `seconds`: at most so long; negative: for ever. `options`: `status` (`"optimized"`: until any host has brought the
+/// `timeout`: at most so many seconds; negative: for ever. `options`: `status` (`"optimized"`: until any host has brought the
 /// image there). `*status`: as of `vdsmstore_get_image_status`; freed with `vdsmstore_string_free`.
 ///
-/// Errors: InvalidParameter, RepositoryNotFound, ImageNotFound, Timeout, Closed, IoError.
+/// Errors: RepositoryNotFound, ImageNotFound, Timeout.
 ///
 /// # Safety
 /// `store` is NULL or a store that has not been freed; the texts are NULL or end with NUL; the out-parameters are NULL
@@ -24,7 +24,7 @@ pub unsafe extern "C" fn vdsmstore_wait_image(
     store: *const StoreObject,
     repository_id: *const c_char,
     image_id: *const c_char,
-    seconds: f64,
+    timeout: f64,
     options: *const c_char,
     status: *mut *mut c_char,
     error: *mut *mut ErrorObject,
@@ -41,7 +41,7 @@ pub unsafe extern "C" fn vdsmstore_wait_image(
             )
         };
         let options = parse::<WaitOptions>(options)?;
-        out.set_text(json(&store.wait_image(repo_id, image, timeout(seconds)?, &options)?)?);
+        out.set_text(json(&store.wait_image(repo_id, image, duration(timeout)?, &options)?)?);
         Ok(())
     };
     // SAFETY: by contract.
@@ -50,9 +50,9 @@ pub unsafe extern "C" fn vdsmstore_wait_image(
 
 /// Waits until a task has ended; what it failed with is the error of this call.
 ///
-/// `seconds`: at most so long; negative: for ever. `options`: none.
+/// `timeout`: at most so many seconds; negative: for ever. `options`: none.
 ///
-/// Errors: InvalidParameter, TaskNotFound, Timeout, Stopped, Closed, and whatever the task failed with.
+/// Errors: TaskNotFound, Timeout, Stopped.
 ///
 /// # Safety
 /// As `vdsmstore_wait_image`.
@@ -60,7 +60,7 @@ pub unsafe extern "C" fn vdsmstore_wait_image(
 pub unsafe extern "C" fn vdsmstore_wait_task(
     store: *const StoreObject,
     task_id: *const c_char,
-    seconds: f64,
+    timeout: f64,
     options: *const c_char,
     error: *mut *mut ErrorObject,
 ) -> c_int {
@@ -69,7 +69,7 @@ pub unsafe extern "C" fn vdsmstore_wait_task(
         let (store, task, options) =
             unsafe { (StoreObject::get(store)?, text("taskId", task_id)?, json_text("options", options)?) };
         parse::<NoOptions>(options)?;
-        store.wait_task(task, timeout(seconds)?)
+        store.wait_task(task, duration(timeout)?)
     };
     // SAFETY: by contract.
     unsafe { guard(error, body) }
@@ -80,7 +80,7 @@ pub unsafe extern "C" fn vdsmstore_wait_task(
 /// `options`: none. `*tasks`: JSON array of objects: `taskId`, `type`, `repoId`, `imageId`, `stage`,
 /// `percent_complete`, `bytesDone`, `bytesTotal`, `started`; freed with `vdsmstore_string_free`.
 ///
-/// Errors: InvalidParameter, Closed.
+/// Errors: none of its own.
 ///
 /// # Safety
 /// As `vdsmstore_wait_image`.
