@@ -12,9 +12,23 @@ use vdsmstore_io::{Format, Image, RunKind};
 
 #[derive(Clone, Debug)]
 enum Op {
-    Write { at: u32, length: u32, seed: u8 },
-    Zero { at: u32, length: u32 },
-    Discard { at: u32, length: u32 },
+    Write {
+        at: u32,
+        length: u32,
+        seed: u8,
+    },
+    Zero {
+        at: u32,
+        length: u32,
+    },
+    Discard {
+        at: u32,
+        length: u32,
+    },
+    /// By that many sectors.
+    Grow {
+        by: u32,
+    },
     Flush,
     Reopen,
 }
@@ -26,6 +40,7 @@ fn op() -> impl Strategy<Value = Op> {
         5 => (any::<u32>(), length.clone(), 1u8..).prop_map(|(at, length, seed)| Op::Write { at, length, seed }),
         2 => (any::<u32>(), length.clone()).prop_map(|(at, length)| Op::Zero { at, length }),
         2 => (any::<u32>(), length).prop_map(|(at, length)| Op::Discard { at, length }),
+        1 => prop_oneof![3 => 0u32..200, 1 => 0u32..1500].prop_map(|by| Op::Grow { by }),
         1 => Just(Op::Flush),
         1 => Just(Op::Reopen),
     ]
@@ -49,18 +64,19 @@ fn check(case: &Case, ops: &[Op]) {
         model[..shown].copy_from_slice(&bytes[..shown]);
     }
     make(&top, case);
-    let reopen = || -> Image {
-        let mut layers = vec![(top.as_path(), Format::Qcow2, case.size)];
+    let reopen = |size: u64| -> Image {
+        let mut layers = vec![(top.as_path(), Format::Qcow2, size)];
         if let Some(base_size) = case.base_size {
             layers.push((base.as_path(), Format::Raw, base_size));
         }
         common::open(&layers)
     };
-    let mut image = reopen();
+    let mut image = reopen(case.size);
     for op in ops {
+        let size = model.len() as u64;
         let range = |at: u32, length: u32| {
-            let at = u64::from(at) % case.size;
-            (at, u64::from(length).min(case.size - at))
+            let at = u64::from(at) % size;
+            (at, u64::from(length).min(size - at))
         };
         match *op {
             Op::Write { at, length, seed } => {
@@ -79,11 +95,16 @@ fn check(case: &Case, ops: &[Op]) {
                 }
                 model[at as usize..][..length as usize].fill(0);
             }
+            Op::Grow { by } => {
+                let size = size + u64::from(by) * 512;
+                image.grow(size).unwrap();
+                model.resize(size as usize, 0);
+            }
             Op::Flush => image.flush().unwrap(),
             Op::Reopen => {
                 image.flush().unwrap();
                 drop(image);
-                image = reopen();
+                image = reopen(size);
             }
         }
     }
@@ -93,7 +114,7 @@ fn check(case: &Case, ops: &[Op]) {
     drop(image);
     check_clean(&top);
     assert_same(&qemu_read(&top, "qcow2"), &model);
-    assert_same(&read_all(&reopen()), &model);
+    assert_same(&read_all(&reopen(model.len() as u64)), &model);
 }
 
 /// The map covers the disk, and what it calls zero is.

@@ -1,8 +1,10 @@
 //! A chain of layers as one virtual disk.
 
+mod grow;
 mod write;
 
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use crate::format::qcow2::{Piece, Qcow2};
 use crate::{Device, Error, ErrorKind, Format, Result, Run, RunKind, Runs};
@@ -22,7 +24,8 @@ pub struct Layer {
     /// What its bytes mean; never guessed.
     pub format: Format,
     /// How much of it shows, in bytes. For the top layer the size of the image, for a lower one what shows
-    /// through the layer above; beyond it are zeroes.
+    /// through the layer above; beyond it are zeroes. The top layer may be longer: [`Image::grow`] hides what
+    /// is there.
     pub size: u64,
 }
 
@@ -35,8 +38,15 @@ enum Content {
 #[derive(Debug)]
 struct Opened {
     device: Arc<dyn Device>,
-    size: u64,
+    /// Only that of the top layer changes, and only upwards.
+    size: AtomicU64,
     content: Content,
+}
+
+impl Opened {
+    fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
 }
 
 /// A disk: its layers, top first. All calls may come from many threads at once.
@@ -50,6 +60,8 @@ pub struct Image {
     /// Shared by every read and write, exclusive for a flush: when it ends, nobody knows the place of a
     /// cluster that it freed any more.
     gate: RwLock<()>,
+    /// One at a time.
+    growing: Mutex<()>,
 }
 
 impl Image {
@@ -92,7 +104,7 @@ impl Image {
                 }
                 Format::Qcow2 => {
                     let image = Qcow2::open(Arc::clone(&device), writable && index == 0, below, budget)?;
-                    if image.size() < size {
+                    if image.size()? < size {
                         return Err(Error::new(
                             ErrorKind::Corrupt,
                             "the image is smaller than its record says",
@@ -102,14 +114,14 @@ impl Image {
                     Content::Qcow2(Box::new(image))
                 }
             };
-            opened.push(Opened { device, size, content });
+            opened.push(Opened { device, size: AtomicU64::new(size), content });
         }
-        Ok(Image { layers: opened, writable, gate: RwLock::new(()) })
+        Ok(Image { layers: opened, writable, gate: RwLock::new(()), growing: Mutex::new(()) })
     }
 
-    /// Bytes of the disk.
+    /// Bytes of the disk: the `size` of its top layer, or what it was grown to.
     pub fn size(&self) -> u64 {
-        self.layers.first().map_or(0, |layer| layer.size)
+        self.layers.first().map_or(0, Opened::size)
     }
 
     /// The format of a layer, counted from the top; `None`: there is no such layer.
@@ -181,13 +193,14 @@ impl Image {
 
     fn run_from(&self, first: usize, offset: u64, mut length: u64) -> Result<Run> {
         for (index, layer) in self.layers.iter().enumerate().skip(first) {
-            let Some(room) = layer.size.checked_sub(offset).filter(|room| *room > 0) else { break };
+            let size = layer.size();
+            let Some(room) = size.checked_sub(offset).filter(|room| *room > 0) else { break };
             length = length.min(room);
             let piece = match &layer.content {
                 Content::Raw => {
                     // An unaligned file ends before its last block does.
                     match layer.device.len()?.checked_sub(offset).filter(|room| *room > 0) {
-                        None if layer.size - offset >= RAW_BLOCK => {
+                        None if size - offset >= RAW_BLOCK => {
                             return Err(Error::new(ErrorKind::ShortRead, "the device became shorter")
                                 .with_path(layer.device.name())
                                 .with_range(offset, length));

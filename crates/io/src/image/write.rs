@@ -11,18 +11,28 @@ struct UnderTop<'a>(&'a Image);
 
 impl Below for UnderTop<'_> {
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        // What lies beyond the disk must not show when it grows.
-        let visible = (self.0.size().saturating_sub(offset) as usize).min(buffer.len());
-        let (now, rest) = buffer.split_at_mut(visible);
-        rest.fill(0);
-        self.0.read_from(1, offset, now)
+        self.0.read_below(offset, buffer)
     }
 
     fn is_zero(&self, offset: u64, length: u64) -> Result<bool> {
-        let end = offset.saturating_add(length).min(self.0.size());
-        let mut at = offset;
+        self.0.is_zero_below(offset, offset.saturating_add(length).min(self.0.size()))
+    }
+}
+
+impl Image {
+    /// Reads what the layers below the top one show; zeroes beyond the end of the disk, for what lies there must
+    /// not show when it grows.
+    pub(super) fn read_below(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let visible = (self.size().saturating_sub(offset) as usize).min(buffer.len());
+        let (now, rest) = buffer.split_at_mut(visible);
+        rest.fill(0);
+        self.read_from(1, offset, now)
+    }
+
+    /// Whether the layers below the top one are known to be zero from `at` to `end`.
+    pub(super) fn is_zero_below(&self, mut at: u64, end: u64) -> Result<bool> {
         while at < end {
-            let run = self.0.run_from(1, at, end - at)?;
+            let run = self.run_from(1, at, end - at)?;
             if !run.kind.is_zero() {
                 return Ok(false);
             }
@@ -30,14 +40,12 @@ impl Below for UnderTop<'_> {
         }
         Ok(true)
     }
-}
 
-impl Image {
     fn top(&self) -> Result<&Opened> {
         self.layers.first().ok_or_else(|| Error::new(ErrorKind::InvalidInput, "an image needs a layer"))
     }
 
-    fn check_write(&self, offset: u64, length: u64) -> Result<&Opened> {
+    pub(super) fn check_write(&self, offset: u64, length: u64) -> Result<&Opened> {
         let top = self.top()?;
         if !self.writable {
             return Err(
@@ -50,7 +58,7 @@ impl Image {
 
     /// Calls `work` for the parts of the range that lie under one L2 table each, with flushes kept out; flushes
     /// between them when too many tables have changed.
-    fn each_part(
+    pub(super) fn each_part(
         &self,
         image: &Qcow2,
         offset: u64,

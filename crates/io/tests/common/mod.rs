@@ -12,6 +12,11 @@ pub const KIB: u64 = 1 << 10;
 pub const MIB: u64 = 1 << 20;
 pub const GIB: u64 = 1 << 30;
 
+/// 1, or more when `VDSMSTORE_LONG` says so: random tests do that many times as much.
+pub fn effort() -> u64 {
+    std::env::var("VDSMSTORE_LONG").ok().and_then(|value| value.parse().ok()).unwrap_or(0) * 9 + 1
+}
+
 pub fn run(program: &str, arguments: &[&str]) -> Output {
     Command::new(program).args(arguments).output().unwrap()
 }

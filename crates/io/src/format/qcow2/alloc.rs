@@ -330,8 +330,9 @@ impl Qcow2 {
 
     /// Moves the refcount table to a larger place. The old one stays valid until the header names the new one.
     fn grow_table(&self, writer: &mut Writer) -> Result<()> {
+        let length = writer.table.len();
         let result = self.try_grow_table(writer);
-        if result.is_err() {
+        if result.is_err() && writer.table.len() != length {
             // The table in memory no longer fits to its place.
             self.poisoned.store(true, Ordering::Release);
         }
@@ -348,6 +349,7 @@ impl Qcow2 {
             return Err(Error::new(ErrorKind::NoSpace, "the refcount table cannot grow any further")
                 .with_path(self.device.name()));
         }
+        self.check_room(writer.high_water + clusters + clusters / self.per_block() + 2)?;
         writer.table.resize((clusters * cluster_size / 8) as usize, 0);
         let start = self.reserve_contiguous(writer, clusters)?;
         let old = writer.table_offset / cluster_size;
@@ -360,6 +362,19 @@ impl Qcow2 {
         writer.table_moved = true;
         writer.table_fresh = start >= writer.fresh_from;
         Ok(())
+    }
+
+    /// Allocates that many contiguous clusters at the high water mark; returns the first.
+    pub(super) fn reserve_run(&self, writer: &mut Writer, count: u64) -> Result<u64> {
+        // The blocks for the run lie before it, and one more may be needed for the blocks themselves.
+        let most = |writer: &Writer| {
+            (writer.high_water + count + count / self.per_block() + 3) / self.per_block() + 1
+        };
+        while most(writer) > writer.table.len() as u64 {
+            self.check_room(writer.high_water + count)?;
+            self.grow_table(writer)?;
+        }
+        self.reserve_contiguous(writer, count)
     }
 
     fn reserve_contiguous(&self, writer: &mut Writer, count: u64) -> Result<u64> {

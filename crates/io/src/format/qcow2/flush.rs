@@ -20,9 +20,15 @@ impl Qcow2 {
     /// Makes everything durable. The caller keeps all readers and writers of this image out meanwhile: a
     /// cluster that is freed here may be handed out again as soon as they come back.
     pub fn flush(&self) -> Result<()> {
+        self.flush_and_grow(0)
+    }
+
+    /// The same, and then the header says that the disk has at least that size. The caller has made sure that all
+    /// of it is reachable through L1, and that what is new reads as zeroes.
+    pub fn flush_and_grow(&self, size: u64) -> Result<()> {
         self.check_poisoned()?;
         let mut meta = self.lock()?;
-        let result = self.flush_locked(&mut meta);
+        let result = self.flush_locked(&mut meta, size);
         if result.is_err() {
             self.poisoned.store(true, Ordering::Release);
         }
@@ -39,22 +45,21 @@ impl Qcow2 {
             || writer.is_some_and(|w| w.blocks.is_crowded() || w.pending.len() >= MAX_PENDING))
     }
 
-    fn flush_locked(&self, meta: &mut Meta) -> Result<()> {
+    fn flush_locked(&self, meta: &mut Meta, size: u64) -> Result<()> {
         let device = &*self.device;
-        let Meta { l1, l1_dirty, l2, writer: Some(writer) } = meta else { return device.flush() };
+        let Meta { size: now, l1, l1_offset, l1_moved, l1_dirty, l2, writer: Some(writer) } = meta else {
+            return device.flush();
+        };
 
         // (a) What nothing refers to yet: data (written already), refcounts, new tables.
         writer.blocks.write(device, |_| true)?;
         if writer.table_moved {
-            let bytes: Vec<u8> = writer.table.iter().flat_map(|entry| entry.to_be_bytes()).collect();
-            if !writer.table_fresh {
-                device.write_zeroes(writer.table_offset, bytes.len() as u64)?;
-            }
-            for (sector, at) in bytes.chunks(SECTOR).zip((writer.table_offset..).step_by(SECTOR)) {
-                if sector.iter().any(|byte| *byte != 0) {
-                    device.write_at(at, sector)?;
-                }
-            }
+            self.write_moved(&writer.table, writer.table_offset, writer.table_fresh)?;
+        }
+        if *l1_moved {
+            // It may lie where something was before.
+            self.write_moved(l1, *l1_offset, false)?;
+            l1_dirty.clear();
         }
         l2.write(device, |table| table.new)?;
         // A table whose last sectors were never written must still be read as a whole.
@@ -83,11 +88,21 @@ impl Qcow2 {
         // (c) What makes data and L2 tables reachable, or lets go of them.
         let tables = l2.write(device, |_| true)?;
         if !l1_dirty.is_clean() {
-            self.write_entries(l1, l1_dirty, self.header.l1_offset)?;
+            self.write_entries(l1, l1_dirty, *l1_offset)?;
         }
         if tables > 0 || !l1_dirty.is_clean() {
             device.flush()?;
             l1_dirty.clear();
+        }
+        // A moved L1 is all in place, and so is all that a larger disk shows.
+        if *l1_moved || size > *now {
+            *now = size.max(*now);
+            self.rewrite_header(|sector| {
+                sector[24..32].copy_from_slice(&now.to_be_bytes());
+                sector[36..40].copy_from_slice(&(l1.len() as u32).to_be_bytes());
+                sector[40..48].copy_from_slice(&l1_offset.to_be_bytes());
+            })?;
+            *l1_moved = false;
         }
 
         // (d) Nothing durable refers to these any more. Lost, this is a leak.
@@ -98,6 +113,21 @@ impl Qcow2 {
             }
         }
         writer.blocks.write(device, |_| true)?;
+        Ok(())
+    }
+
+    /// Writes a table that is held whole to a place that nothing refers to yet; `fresh`: it reads as zeroes.
+    fn write_moved(&self, table: &[u64], offset: u64, fresh: bool) -> Result<()> {
+        let bytes: Vec<u8> = table.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+        if !fresh {
+            let whole = (bytes.len() as u64).next_multiple_of(self.cluster_size());
+            self.device.write_zeroes(offset, whole)?;
+        }
+        for (sector, at) in bytes.chunks(SECTOR).zip((offset..).step_by(SECTOR)) {
+            if sector.iter().any(|byte| *byte != 0) {
+                self.device.write_at(at, sector)?;
+            }
+        }
         Ok(())
     }
 

@@ -53,7 +53,12 @@ pub(super) enum Cluster {
 /// The tables of an open image, under one lock.
 #[derive(Debug)]
 pub(super) struct Meta {
+    /// Virtual size in bytes.
+    pub size: u64,
     pub l1: Vec<u64>,
+    pub l1_offset: u64,
+    /// L1 was moved to `l1_offset`, but the header does not say so yet.
+    pub l1_moved: bool,
     pub l1_dirty: Sectors,
     /// L2 tables by their index in L1.
     pub l2: Cache,
@@ -101,7 +106,15 @@ impl Qcow2 {
             if writable { Some(Writer::open(&*device, &header, &l1, length, tables)?) } else { None };
         Ok(Qcow2 {
             explicit_zero: has_below || header.backing.is_some(),
-            meta: Mutex::new(Meta { l1, l1_dirty: Sectors::default(), l2: Cache::new(tables), writer }),
+            meta: Mutex::new(Meta {
+                size: header.size,
+                l1,
+                l1_offset: header.l1_offset,
+                l1_moved: false,
+                l1_dirty: Sectors::default(),
+                l2: Cache::new(tables),
+                writer,
+            }),
             device,
             header,
             idle: Condvar::new(),
@@ -111,11 +124,11 @@ impl Qcow2 {
     }
 
     /// Virtual size in bytes.
-    pub fn size(&self) -> u64 {
-        self.header.size
+    pub fn size(&self) -> Result<u64> {
+        Ok(self.lock()?.size)
     }
 
-    pub(super) fn cluster_size(&self) -> u64 {
+    pub fn cluster_size(&self) -> u64 {
         self.header.cluster_size()
     }
 

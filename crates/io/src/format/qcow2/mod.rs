@@ -7,6 +7,7 @@ mod alloc;
 mod backing;
 mod create;
 mod flush;
+mod grow;
 mod header;
 mod mapping;
 mod table;

@@ -89,7 +89,9 @@ impl Table {
 
     fn set(&mut self, at: usize, value: &[u8]) {
         self.bytes[at..at + value.len()].copy_from_slice(value);
-        self.dirty.mark(at);
+        for sector in (at - at % SECTOR..at + value.len()).step_by(SECTOR) {
+            self.dirty.mark(sector);
+        }
     }
 
     /// Writes what changed, of a new table everything; it is clean and no longer new afterwards.

@@ -5,7 +5,7 @@ use std::sync::MutexGuard;
 
 use super::alloc::{Extent, Writer};
 use super::header::unsupported;
-use super::mapping::{Below, COPIED, Cluster, Meta, OFFSET_MASK, Piece, Qcow2, ZERO};
+use super::mapping::{Below, COPIED, Cluster, Meta, Piece, Qcow2, ZERO};
 use super::table::Table;
 use crate::{Error, ErrorKind, Result};
 
@@ -18,14 +18,14 @@ enum Step {
 }
 
 impl Qcow2 {
-    fn writer<'a>(&self, writer: &'a mut Option<Writer>) -> Result<&'a mut Writer> {
+    pub(super) fn writer<'a>(&self, writer: &'a mut Option<Writer>) -> Result<&'a mut Writer> {
         writer.as_mut().ok_or_else(|| {
             Error::new(ErrorKind::ReadOnly, "opened for reading only").with_path(self.device.name())
         })
     }
 
     /// To be called before anything of the image changes.
-    fn prepare(&self, meta: &mut Meta) -> Result<()> {
+    pub(super) fn prepare(&self, meta: &mut Meta) -> Result<()> {
         self.check_poisoned()?;
         let writer = self.writer(&mut meta.writer)?;
         if !writer.prepared {
@@ -42,9 +42,11 @@ impl Qcow2 {
         mut meta: MutexGuard<'a, Meta>,
         clusters: &Range<u64>,
     ) -> Result<MutexGuard<'a, Meta>> {
-        while meta.writer.as_ref().is_some_and(|writer| {
-            !writer.busy.is_empty() && clusters.clone().any(|cluster| writer.busy.contains(&cluster))
-        }) {
+        while meta
+            .writer
+            .as_ref()
+            .is_some_and(|writer| writer.busy.iter().any(|cluster| clusters.contains(cluster)))
+        {
             meta = self.idle.wait(meta).map_err(|_| {
                 Error::new(ErrorKind::Poisoned, "a thread panicked while it changed the image")
                     .with_path(self.device.name())
@@ -278,7 +280,7 @@ impl Qcow2 {
         if head > 0 {
             self.zero_part(offset, head, below)?;
         }
-        self.zero_clusters(first..last)?;
+        self.zero_clusters(first..last, false)?;
         let tail = end.saturating_sub(last * cluster_size);
         if tail > 0 { self.zero_part(last * cluster_size, tail, below) } else { Ok(()) }
     }
@@ -287,7 +289,7 @@ impl Qcow2 {
     ///
     /// With something below, zeroes that show through from there are made explicit too: what lies below may be
     /// merged away later, and then the zeroes must not go with it.
-    fn zero_part(&self, mut offset: u64, mut length: u64, below: &dyn Below) -> Result<()> {
+    pub fn zero_part(&self, mut offset: u64, mut length: u64, below: &dyn Below) -> Result<()> {
         let cluster_size = self.cluster_size();
         while length > 0 {
             let start = offset - offset % cluster_size;
@@ -320,30 +322,48 @@ impl Qcow2 {
         Ok(true)
     }
 
-    fn zero_clusters(&self, clusters: Range<u64>) -> Result<()> {
+    /// Zeroes whole clusters under one L2 table; `allocated_only`: those with an entry that is not empty.
+    pub fn zero_clusters(&self, clusters: Range<u64>, allocated_only: bool) -> Result<()> {
         let mut meta = self.wait_idle(self.lock()?, &clusters)?;
-        self.prepare(&mut meta)?;
+        let meta = &mut *meta;
+        self.prepare(meta)?;
         let new = if self.explicit_zero { ZERO } else { 0 };
-        if new == 0
-            && self.l2(&mut meta, self.indexes(clusters.start << self.header.cluster_bits).0)?.is_none()
-        {
-            return Ok(());
+        let (index, within) = self.indexes(clusters.start << self.header.cluster_bits);
+        let count = (clusters.end - clusters.start) as usize;
+        if self.l2(meta, index)?.is_none() {
+            if new == 0 || allocated_only {
+                return Ok(());
+            }
+            self.ensure_l2(meta, index)?;
         }
-        for cluster in clusters {
-            let entry = self.entry(&mut meta, cluster)?;
-            match self.decode(entry)? {
+        let Some(table) = self.l2(meta, index)? else {
+            return Err(self.corrupt("an L2 table vanished from the cache"));
+        };
+        let mut entries: Vec<u64> = (within..within + count).map(|at| table.get64(at)).collect();
+        // First all that can fail, then all changes.
+        let mut freed = Vec::new();
+        let mut changed: Option<Range<usize>> = None;
+        let writer = self.writer(&mut meta.writer)?;
+        for (at, entry) in entries.iter_mut().enumerate() {
+            match self.decode(*entry)? {
                 Cluster::Compressed => return Err(unsupported(&*self.device, "compressed clusters")),
-                Cluster::Unallocated if new == 0 => {}
-                Cluster::Zero { host: 0, .. } => {}
-                Cluster::Unallocated => self.set_entry(&mut meta, cluster, new)?,
-                Cluster::Data { .. } | Cluster::Zero { .. } => {
-                    let host = (entry & OFFSET_MASK) >> self.header.cluster_bits;
-                    self.check_owned(self.writer(&mut meta.writer)?, host << self.header.cluster_bits)?;
-                    self.set_entry(&mut meta, cluster, new)?;
-                    self.writer(&mut meta.writer)?.pending.push(host);
+                Cluster::Unallocated if new == 0 || allocated_only => continue,
+                Cluster::Zero { host: 0, .. } => continue,
+                Cluster::Unallocated => {}
+                Cluster::Data { host, .. } | Cluster::Zero { host, .. } => {
+                    self.check_owned(writer, host)?;
+                    freed.push(host >> self.header.cluster_bits);
                 }
             }
+            *entry = new;
+            changed = Some(changed.map_or(at, |range| range.start)..at + 1);
         }
+        let Some(changed) = changed else { return Ok(()) };
+        let bytes: Vec<u8> = entries[changed.clone()].iter().flat_map(|entry| entry.to_be_bytes()).collect();
+        if !meta.l2.set(index, (within + changed.start) * 8, &bytes) {
+            return Err(self.corrupt("an L2 table vanished from the cache"));
+        }
+        writer.pending.append(&mut freed);
         Ok(())
     }
 }
