@@ -1,5 +1,7 @@
 //! What exists beside the records, without generations: markers, progress, blobs.
 
+use std::collections::BTreeSet;
+
 use rustix::io::Errno;
 use uuid::Uuid;
 
@@ -50,6 +52,17 @@ impl Tree {
             Some(shard) => seconds(&shard, first),
             None => Ok(Vec::new()),
         }
+    }
+
+    /// The shards that exist in any room.
+    pub(super) fn shards(&self) -> Result<Vec<u16>> {
+        let mut shards = BTreeSet::new();
+        for room in Room::ALL {
+            let names = self.room(room).names()?;
+            let shard = |name: &String| u16::from_str_radix(name, 16).ok().filter(|_| name.len() == 3);
+            shards.extend(names.iter().filter_map(shard));
+        }
+        Ok(shards.into_iter().collect())
     }
 
     /// The names of two ids in a shard.

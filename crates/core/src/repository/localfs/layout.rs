@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use uuid::Uuid;
 
 use crate::id::{Incarnation, parse_uuid};
-use crate::repository::Generation;
+use crate::repository::{Generation, SHARDS};
 use crate::{Error, ErrorKind, Result};
 
 /// Longer records, progress and descriptors are refused.
@@ -70,6 +70,12 @@ pub(super) fn parse_generation(text: &str) -> Option<Generation> {
 /// A UUID as we write it: hyphenated, lower case.
 pub(super) fn parse_id(text: &str) -> Option<Uuid> {
     parse_uuid(text).filter(|_| !text.bytes().any(|b| b.is_ascii_uppercase()))
+}
+
+/// The number of a shard's directory.
+pub(super) fn parse_shard(name: &str) -> Option<u16> {
+    let shard = u16::from_str_radix(name, 16).ok()?;
+    (format!("{shard:03x}") == name).then_some(shard).filter(|&shard| shard < SHARDS)
 }
 
 /// The parts of the name of a record; None for every other name.
@@ -164,6 +170,8 @@ impl Dir {
 
     /// Makes the names in it durable.
     pub(super) fn sync(&self) -> Result<()> {
+        #[cfg(test)]
+        super::tests::SYNCED.with_borrow_mut(|synced| synced.push(self.path.clone()));
         rustix::fs::fsync(&self.fd).map_err(|e| failed("cannot sync the directory", &self.path, e))
     }
 
@@ -205,7 +213,9 @@ impl Dir {
         if !FileType::from_raw_mode(stat.st_mode).is_file() {
             return Err(wrong(ErrorKind::CorruptRecord, &path, "is not a regular file"));
         }
-        let mut bytes = Vec::new();
+        // One byte more, so that the end shows in the first call.
+        let expected = limit.min(stat.st_size.try_into().unwrap_or(0)) + 1;
+        let mut bytes = Vec::with_capacity(expected.try_into().unwrap_or(0));
         (&mut file).take(limit + 1).read_to_end(&mut bytes).map_err(|e| failed("cannot read", &path, e))?;
         if bytes.len() as u64 > limit {
             let why = format!("is longer than {limit} bytes");

@@ -225,6 +225,10 @@ impl Driver for LocalFs {
             .collect())
     }
 
+    fn shards(&self) -> Result<Vec<u16>> {
+        self.open()?.shards()
+    }
+
     fn list_blobs(&self, shard: u16) -> Result<Vec<(ImageId, BlobId)>> {
         let pairs = self.open()?.list_pairs(Room::Blobs, shard)?;
         Ok(pairs.into_iter().map(|(image, blob)| (ImageId(image), BlobId(blob))).collect())

@@ -5,7 +5,9 @@ use rustix::io::Errno;
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::layout::{Dir, MAX_RECORD, Room, TRIES, failed, file_id, parse_record, record_name, wrong};
+use super::layout::{
+    Dir, MAX_RECORD, Room, TRIES, failed, file_id, parse_generation, parse_record, record_name, wrong,
+};
 use super::tree::{Temporary, Tree};
 use crate::repository::{Generation, Put, Read, RecordKey, RecordKind, Versioned, shard_of};
 use crate::{Error, ErrorKind, Result};
@@ -40,7 +42,8 @@ fn place(key: RecordKey) -> (Room, Uuid) {
 
 /// The generations of one record in a listing, unordered.
 fn generations(names: &[String], id: Uuid) -> impl Iterator<Item = Generation> {
-    names.iter().filter_map(|name| parse_record(name)).filter(move |&(other, _)| other == id).map(|(_, g)| g)
+    let prefix = format!("{}.", id.hyphenated());
+    names.iter().filter_map(move |name| parse_generation(name.strip_prefix(&prefix)?))
 }
 
 /// What a record must be for a put to happen.
@@ -56,12 +59,13 @@ impl Tree {
     pub(super) fn get_record(&self, key: RecordKey, read: Read) -> Result<Option<Versioned>> {
         let (room, id) = place(key);
         let Some(shard) = self.shard(room, shard_of(id))? else { return Ok(None) };
-        let Some((generation, bytes)) = newest(&shard, id)? else { return Ok(None) };
-        if read == Read::Fresh {
-            // Its writer may not have come to this yet.
+        let Some(Newest { generation, bytes, names }) = newest(&shard, id)? else { return Ok(None) };
+        if read == Read::Fresh && !self.is_durable(room, id, generation) {
+            // Its writer may not have come to this yet. That does for all that were listed.
             match shard.sync() {
-                Err(error) if error.kind() != ErrorKind::ReadOnlyRepository => return Err(error),
-                _ => {}
+                Ok(()) => self.are_durable(room, names.iter().filter_map(|name| parse_record(name))),
+                Err(error) if error.kind() == ErrorKind::ReadOnlyRepository => {}
+                Err(error) => return Err(error),
             }
         }
         Ok((!Sketch::of(&bytes).tombstone).then_some(Versioned { bytes, generation }))
@@ -113,11 +117,15 @@ impl Tree {
             },
             Expect::Nothing => match newest(&shard, id)? {
                 None => 0,
-                Some((generation, bytes)) if Sketch::of(&bytes).tombstone => generation,
+                Some(newest) if Sketch::of(&newest.bytes).tombstone => newest.generation,
                 Some(_) => return Ok(Put::Conflict),
             },
         };
-        self.link_next(&shard, id, base, bytes)
+        let put = self.link_next(&shard, id, base, bytes)?;
+        if let Put::Done(generation) = put {
+            self.are_durable(room, std::iter::once((id, generation)));
+        }
+        Ok(put)
     }
 
     /// The write after the comparison with `base`; between the two, any time may have passed.
@@ -170,13 +178,22 @@ fn is(shard: &Dir, name: &str, temporary: &Temporary<'_>) -> Result<bool> {
     Ok(shard.stat(name)?.is_some_and(|stat| file_id(&stat) == temporary.id))
 }
 
-/// The highest generation and its content, tombstones included.
-fn newest(shard: &Dir, id: Uuid) -> Result<Option<(Generation, Vec<u8>)>> {
+/// A record as it was found, tombstones included.
+struct Newest {
+    generation: Generation,
+    bytes: Vec<u8>,
+    /// All that was in its shard.
+    names: Vec<String>,
+}
+
+/// The highest generation.
+fn newest(shard: &Dir, id: Uuid) -> Result<Option<Newest>> {
     for _ in 0..TRIES {
-        let Some(generation) = generations(&shard.names()?, id).max() else { return Ok(None) };
+        let names = shard.names()?;
+        let Some(generation) = generations(&names, id).max() else { return Ok(None) };
         // Gone: two more puts have happened since it was listed.
         if let Some(bytes) = shard.read(&record_name(id, generation), MAX_RECORD)? {
-            return Ok(Some((generation, bytes)));
+            return Ok(Some(Newest { generation, bytes, names }));
         }
     }
     Err(wrong(ErrorKind::IoError, &shard.path, &format!("the record {id} changes too fast to be read")))

@@ -1,11 +1,24 @@
 //! What cannot be reached from outside: a writer that stood still between its comparison and its write.
 
+use std::cell::RefCell;
+
 use serde_json::json;
 use uuid::Uuid;
 
-use super::layout::{Room, parse_generation, parse_id, parse_record, record_name};
+use super::layout::{Room, parse_generation, parse_id, parse_record, parse_shard, record_name};
 use super::*;
 use crate::repository::{FormatOptions, shard_of};
+
+thread_local! {
+    /// The directories that this thread has synced.
+    pub(super) static SYNCED: RefCell<Vec<PathBuf>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What was synced since the last call, below the repository.
+fn synced(place: &Place) -> Vec<String> {
+    let below = |path: &PathBuf| path.strip_prefix(place.dir.path()).unwrap().to_str().unwrap().to_owned();
+    SYNCED.take().iter().map(below).collect()
+}
 
 struct Place {
     driver: LocalFs,
@@ -110,6 +123,65 @@ fn a_writer_whose_record_was_built_upon_at_once_has_succeeded() {
 }
 
 #[test]
+fn what_is_known_to_be_durable_is_not_synced_again() {
+    let place = place();
+    let id = |shard: u128, n: u128| Uuid::from_u128(shard << 116 | n);
+    let key = |id| RecordKey::Image(ImageId(id));
+    let (one, two, far) = (id(0xabc, 1), id(0xabc, 2), id(0xdef, 1));
+    let mine = &place.driver;
+    let parameters = Map::from_iter([("path".to_owned(), json!(place.dir.path().to_str().unwrap()))]);
+    let host = HostIdentity { incarnation: Incarnation::random(), ..mine.host().clone() };
+    let theirs = LocalFs::connect(&parameters, host).unwrap();
+    let read = |id| {
+        synced(&place);
+        mine.get(key(id), Read::Fresh).unwrap().unwrap();
+        synced(&place)
+    };
+    synced(&place);
+    // The own put: the shard's name, then the record's; reading it back needs nothing more.
+    assert_eq!(mine.put(key(one), None, b"1").unwrap(), Put::Done(1));
+    assert_eq!(synced(&place), ["images", "images/abc"]);
+    assert!(read(one).is_empty());
+    assert_eq!(mine.put(key(two), None, b"1").unwrap(), Put::Done(1));
+    assert_eq!(synced(&place), ["images/abc"]);
+    // Each generation of somebody else once; what was listed with it, with it.
+    assert_eq!(theirs.put(key(one), Some(1), b"2").unwrap(), Put::Done(2));
+    assert_eq!(theirs.put(key(two), Some(1), b"2").unwrap(), Put::Done(2));
+    assert_eq!(theirs.put(key(far), None, b"1").unwrap(), Put::Done(1));
+    assert_eq!(read(one), ["images/abc"]);
+    assert!(read(one).is_empty() && read(two).is_empty());
+    assert_eq!(read(far), ["images/def"]);
+    assert_eq!(theirs.delete(key(two), 2).unwrap(), Put::Done(3));
+    synced(&place);
+    assert_eq!(mine.get(key(two), Read::Fresh).unwrap(), None);
+    assert_eq!(synced(&place), ["images/abc"], "a tombstone must not go either");
+    assert_eq!(mine.get(key(two), Read::Fresh).unwrap(), None);
+    assert!(synced(&place).is_empty());
+    // A shard that somebody else made is synced once, and with it all that are there.
+    assert_eq!(theirs.put(key(id(0x111, 1)), None, b"1").unwrap(), Put::Done(1));
+    synced(&place);
+    assert_eq!(mine.put(key(far), Some(1), b"2").unwrap(), Put::Done(2));
+    assert_eq!(synced(&place), ["images", "images/def"]);
+    assert_eq!(mine.put(key(id(0x111, 2)), None, b"1").unwrap(), Put::Done(1));
+    assert_eq!(synced(&place), ["images/111"]);
+}
+
+#[test]
+fn old_generations_go_when_their_successor_is_durable() {
+    let (place, id) = (place(), Uuid::new_v4());
+    place.put_up_to(id, 4);
+    let shard = format!("images/{:03x}", shard_of(id));
+    let old = place.dir.path().join(&shard).join(record_name(id, 2));
+    std::fs::write(&old, b"old").unwrap();
+    synced(&place);
+    place.driver.sweep().unwrap();
+    assert!(synced(&place).contains(&shard));
+    assert_eq!(place.generations(id), [3, 4]);
+    place.driver.sweep().unwrap();
+    assert!(!synced(&place).contains(&shard));
+}
+
+#[test]
 fn names_are_strict() {
     let id = Uuid::new_v4();
     assert_eq!(parse_record(&record_name(id, 1)), Some((id, 1)));
@@ -121,5 +193,9 @@ fn names_are_strict() {
     for wrong in [&id.simple().to_string(), &id.braced().to_string(), &id.to_string().to_uppercase()] {
         // All digits: the upper case is the same.
         assert!(parse_id(wrong).is_none() || *wrong == id.to_string(), "{wrong}");
+    }
+    assert_eq!((parse_shard("000"), parse_shard("fff")), (Some(0), Some(0xfff)));
+    for wrong in ["", "0", "00", "0000", "FFF", "+ff", "1000", "lost+found"] {
+        assert_eq!(parse_shard(wrong), None, "{wrong}");
     }
 }

@@ -1,21 +1,22 @@
 //! The repository's directories held open, and how files come to be in them: with the right owner, durable, and on a
 //! full file system from the reserve.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use uuid::Uuid;
 
 use super::format::{RESERVE_SIZE, fill_reserve, mend_reserve};
-use super::layout::{Dir, FileId, Room, failed, file_id, parse_temporary, wrong};
+use super::layout::{Dir, FileId, Room, failed, file_id, parse_shard, parse_temporary, wrong};
 use crate::id::Incarnation;
-use crate::repository::{HostIdentity, Liveness};
+use crate::repository::{Generation, HostIdentity, Liveness};
 use crate::{ErrorKind, Result};
 
 /// How many files of the reserve one operation may spend: what was freed may be taken by somebody else.
@@ -109,9 +110,20 @@ pub(super) struct Tree {
     /// Of this machine.
     pub(super) boot_id: String,
     counter: AtomicU64,
-    /// Shard directories whose own name is known to be durable.
-    durable_shards: Mutex<HashSet<(Room, u16)>>,
+    durable: Mutex<Durable>,
 }
+
+/// Names that are known to be durable, each since a sync of its directory that began after the name had been seen. A
+/// durable name stays so until it is removed, and no name that counts here is ever made again: shards stay, and the
+/// highest generation of a record only rises. So whoever finds one of these again needs no other sync.
+#[derive(Debug, Default)]
+struct Durable {
+    shards: HashSet<(Room, u16)>,
+    records: HashMap<(Room, Uuid), Generation>,
+}
+
+/// More than these records are not remembered.
+const REMEMBERED: usize = 1 << 16;
 
 impl Tree {
     pub(super) fn open(root: Dir, host: &HostIdentity) -> Result<Tree> {
@@ -137,11 +149,11 @@ impl Tree {
             incarnation: host.incarnation,
             boot_id: host.boot_id.clone(),
             counter: AtomicU64::new(0),
-            durable_shards: Mutex::default(),
+            durable: Mutex::default(),
         })
     }
 
-    fn room(&self, room: Room) -> &Dir {
+    pub(super) fn room(&self, room: Room) -> &Dir {
         &self.rooms[room as usize]
     }
 
@@ -153,10 +165,7 @@ impl Tree {
     /// A shard, made if need be; its own name is durable.
     pub(super) fn make_shard(&self, room: Room, shard: u16) -> Result<Dir> {
         let (parent, name) = (self.room(room), format!("{shard:03x}"));
-        let known = |set: &Mutex<HashSet<_>>| {
-            set.lock().unwrap_or_else(PoisonError::into_inner).contains(&(room, shard))
-        };
-        if known(&self.durable_shards)
+        if self.durable().shards.contains(&(room, shard))
             && let Some(dir) = parent.sub(&name)?
         {
             return Ok(dir);
@@ -171,10 +180,33 @@ impl Tree {
         if made {
             self.ownership.dress(&dir, self.ownership.dir_mode(), &path)?;
         }
-        // Also if somebody else made it: it may have made it just now.
+        // Also if somebody else made it: it may have made it just now. That does for all that are there.
+        let names = parent.names()?;
         parent.sync()?;
-        self.durable_shards.lock().unwrap_or_else(PoisonError::into_inner).insert((room, shard));
+        let shards = names.iter().filter_map(|name| parse_shard(name));
+        self.durable().shards.extend(shards.map(|shard| (room, shard)));
         Ok(dir)
+    }
+
+    fn durable(&self) -> MutexGuard<'_, Durable> {
+        self.durable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether that generation, found as the highest, needs no sync.
+    pub(super) fn is_durable(&self, room: Room, id: Uuid, generation: Generation) -> bool {
+        self.durable().records.get(&(room, id)) == Some(&generation)
+    }
+
+    /// These were seen, then their directory was synced.
+    pub(super) fn are_durable(&self, room: Room, records: impl Iterator<Item = (Uuid, Generation)>) {
+        let mut durable = self.durable();
+        for (id, generation) in records {
+            if durable.records.len() >= REMEMBERED {
+                durable.records.clear();
+            }
+            let known = durable.records.entry((room, id)).or_default();
+            *known = generation.max(*known);
+        }
     }
 
     /// A new empty file with the repository's owner and mode. `name` must not exist.
