@@ -1,7 +1,10 @@
 //! What the end-to-end tests share: scratch repositories, and QEMU as the judge.
 
+#![expect(clippy::expect_used, reason = "a test fails by panicking")]
+
 pub mod mounts;
 pub mod qemu;
+pub mod scene;
 pub mod tree;
 
 use std::path::{Path, PathBuf};
@@ -9,11 +12,17 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use serde_json::{Map, Value};
-use vdsmstore_core::options::{FormatOptions, ForceOptions, PrepareOptions, WaitOptions};
+use vdsmstore_core::options::{ForceOptions, FormatOptions, PrepareOptions, WaitOptions};
 use vdsmstore_core::{Image, ImageStatus, PreparedImage, Result, Status, Store, StoreOptions};
 
 /// How long a test waits for work on an image.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
+
+/// A scratch directory in memory if there is such a place: nothing there waits for a disk.
+pub fn scratch() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.expect("a directory")
+}
 
 /// The parameters of a local repository.
 pub fn at(path: &Path) -> Map<String, Value> {

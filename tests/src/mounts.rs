@@ -6,7 +6,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::run;
+use crate::{run, scratch};
 
 /// A mounted file system; unmounted when dropped, after a panic too.
 #[derive(Debug)]
@@ -18,12 +18,13 @@ pub struct Mounted {
 impl Mounted {
     /// Makes and mounts a file system of a kind (`ext4`, `xfs`, `btrfs`) and size.
     pub fn new(kind: &str, mebibytes: u64) -> Mounted {
-        let scratch = tempfile::tempdir().expect("a directory");
+        let scratch = scratch();
         let file = scratch.path().join("file");
         let mount = scratch.path().join("mount");
         File::create(&file).and_then(|file| file.set_len(mebibytes << 20)).expect("a file");
         std::fs::create_dir(&mount).expect("a directory");
-        let (file, text) = (file.to_str().expect("UTF-8").to_owned(), mount.to_str().expect("UTF-8").to_owned());
+        let (file, text) =
+            (file.to_str().expect("UTF-8").to_owned(), mount.to_str().expect("UTF-8").to_owned());
         match kind {
             "ext4" => run("mkfs.ext4", &["-q", "-F", "-m", "0", &file]),
             other => run(&format!("mkfs.{other}"), &["-q", "-f", &file]),

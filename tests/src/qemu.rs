@@ -1,6 +1,8 @@
 //! QEMU processes that have an image's file open.
 
-use std::path::PathBuf;
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -26,8 +28,8 @@ impl Nbd {
         }
         let mut child = command.arg(path).stderr(Stdio::piped()).spawn().expect("qemu-nbd");
         let deadline = Instant::now() + Duration::from_secs(20);
-        // The socket comes after the image is open.
-        while !socket.exists() {
+        // It listens before it opens the file, and greets after.
+        while !greets(&socket) {
             if child.try_wait().expect("qemu-nbd").is_some() || Instant::now() > deadline {
                 let _ = child.kill();
                 let output = child.wait_with_output().expect("qemu-nbd");
@@ -55,6 +57,13 @@ impl Drop for Nbd {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn greets(socket: &Path) -> bool {
+    let Ok(mut stream) = UnixStream::connect(socket) else { return false };
+    let mut greeting = [0; 8];
+    let _ = stream.set_read_timeout(Some(Duration::from_secs(5)));
+    stream.read_exact(&mut greeting).is_ok() && greeting == *b"NBDMAGIC"
 }
 
 /// Runs `qemu-io` commands on a file.

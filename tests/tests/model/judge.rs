@@ -21,7 +21,10 @@ pub fn content(image: &Image, wanted: &[u8], id: &str) {
         assert_eq!(extent.offset, position, "the extents of {id} leave a gap");
         position += extent.length;
         let bytes = &wanted[extent.offset as usize..position as usize];
-        assert!(extent.kind == ExtentKind::Data || bytes.iter().all(|b| *b == 0), "{id}: {extent:?} has data");
+        assert!(
+            extent.kind == ExtentKind::Data || bytes.iter().all(|b| *b == 0),
+            "{id}: {extent:?} has data"
+        );
     }
     assert_eq!(position, wanted.len() as u64, "the extents of {id} end early");
 }
@@ -36,7 +39,11 @@ pub fn everything(world: &mut World) {
         let ids: Vec<String> = world.model.repos[repo].keys().cloned().collect();
         for store in &world.stores {
             let listed = store.list_images(name, &ListOptions::default()).unwrap();
-            assert_eq!(listed.iter().map(ToString::to_string).collect::<Vec<_>>(), ids, "the images of {name}");
+            assert_eq!(
+                listed.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                ids,
+                "the images of {name}"
+            );
         }
         for (index, id) in ids.iter().enumerate() {
             one(world, repo, id, index % 2);
@@ -70,7 +77,7 @@ fn one(world: &World, repo: usize, id: &str, store: usize) {
         assert_eq!(error.kind(), ErrorKind::ImageBroken, "{error:?}");
         return;
     }
-    assert_ne!(status.status, Status::Broken, "{id} in {name}: {:?}", image.state);
+    assert_ne!(status.status, Status::Broken, "{id} in {name} is to be {:?}: {status:?}", image.state);
     let open = store.open_image(name, id, false).unwrap();
     content(&open, &image.data, id);
     open.close().unwrap();

@@ -2,6 +2,14 @@
 //!
 //! `PROPTEST_CASES` sets how many sequences run. What failed once is kept in `model.proptest-regressions`.
 
+#![allow(
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    clippy::large_stack_arrays,
+    clippy::unwrap_used,
+    reason = "the numbers of tests are small, and tests fail by panicking"
+)]
+
 mod judge;
 mod operation;
 mod world;
@@ -14,11 +22,13 @@ use proptest::prelude::*;
 use proptest::test_runner::{FileFailurePersistence, TestRunner};
 use tempfile::TempDir;
 use vdsmstore_core::options::{
-    AutoFix, CopyOptions, CreateOptions, ForceOptions, PrepareOptions, RemoveOptions, Strategy as Layout,
+    AutoFix, CopyOptions, CreateOptions, ForceOptions, FormatOptions, ListOptions, PrepareOptions,
+    RemoveOptions, Strategy as Layout,
 };
 use vdsmstore_core::{ErrorKind, Image, Result, Status, Store, StoreOptions};
+use vdsmstore_tests::mounts::{Mounted, can_mount};
 use vdsmstore_tests::qemu::qemu_io;
-use vdsmstore_tests::{at, run};
+use vdsmstore_tests::{at, run, scratch};
 
 use operation::{Auto, How, Op, Pick, operation};
 use world::{Base, Expect, Img, Model, Open, State};
@@ -27,6 +37,7 @@ const NAMES: [&str; 2] = ["A", "B"];
 const REGRESSIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/model.proptest-regressions");
 /// Sequences of a normal run.
 const CASES: u32 = 40;
+const CASES_ON_CLONES: u32 = 25;
 /// Images that stay open between operations.
 const MAX_OPEN: usize = 4;
 
@@ -70,8 +81,8 @@ fn create_options(performance: bool, auto: Auto) -> CreateOptions {
 }
 
 impl World {
-    fn new() -> World {
-        let root = tempfile::tempdir().unwrap();
+    fn new(place: &Path) -> World {
+        let root = tempfile::tempdir_in(place).unwrap();
         let stores = ["first", "second"].map(|host| {
             let mut options = StoreOptions::default();
             options.host_id = Some(host.into());
@@ -79,11 +90,20 @@ impl World {
             options.threads = Some(0);
             Store::new(options).unwrap()
         });
-        let world = World { root, stores, handles: Vec::new(), model: Model::default(), serial: 0, traced: std::env::var("MODEL_TRACE").is_ok() };
+        let world = World {
+            root,
+            stores,
+            handles: Vec::new(),
+            model: Model::default(),
+            serial: 0,
+            traced: std::env::var("MODEL_TRACE").is_ok(),
+        };
         for (repo, name) in NAMES.iter().enumerate() {
             std::fs::create_dir(world.root.path().join(name)).unwrap();
             let parameters = at(&world.root.path().join(name));
-            world.stores[0].format_storage_repository("localfs-1.0", &parameters, &Default::default()).unwrap();
+            world.stores[0]
+                .format_storage_repository("localfs-1.0", &parameters, &FormatOptions::default())
+                .unwrap();
             (0..2).for_each(|store| world.connect(store, repo));
         }
         world
@@ -109,9 +129,23 @@ impl World {
         all.extend(self.model.removed.iter().rev().take(2).cloned());
         let picked = pick.of(&all);
         if let (Some((repo, id)), true) = (&picked, self.traced) {
-            println!("    {} of {}: {:?}", id, NAMES[*repo], self.model.get(*repo, id).map(|image| (image.disk, &image.state)));
+            println!(
+                "    {} of {}: {:?}",
+                id,
+                NAMES[*repo],
+                self.model.get(*repo, id).map(|image| (image.disk, &image.state))
+            );
         }
         picked
+    }
+
+    /// What a disk or a difference can be built on, preferably where `place` says.
+    fn pick_base(&self, pick: Pick, place: Option<usize>) -> Option<(usize, String)> {
+        let mut good = self.model.ids();
+        good.retain(|(repo, id)| {
+            !self.model.repos[*repo][id].disk && place.is_none_or(|place| place == *repo)
+        });
+        if good.is_empty() || pick.0.is_multiple_of(4) { self.pick(pick) } else { Pick(pick.0 / 4).of(&good) }
     }
 
     fn settle(&mut self) {
@@ -130,7 +164,8 @@ impl World {
             Op::Create { store, repo, sectors, performance, auto } => {
                 let size = i64::from(sectors) * 512;
                 let (user, options) = (self.user(), create_options(performance, auto));
-                let id = self.stores[store].create_virtual_disk(NAMES[repo], Some(size), None, &user, &options);
+                let id =
+                    self.stores[store].create_virtual_disk(NAMES[repo], Some(size), None, &user, &options);
                 let id = allowed(op, id, &Ok(())).unwrap().to_string();
                 let state = if auto == Auto::Off { State::Pending { then: None } } else { State::Whole };
                 self.stores[store].run_tasks();
@@ -138,14 +173,15 @@ impl World {
                 ("create", true)
             }
             Op::CreateOn { store, repo, base, grow, performance, auto } => {
-                let (_, base) = self.pick(base)?;
+                let (_, base) = self.pick_base(base, None)?;
                 ("create on base", self.create_on(op, store, repo, &base, grow, performance, auto))
             }
             Op::Snapshot { store, image, auto } => {
                 let (repo, id) = self.pick(image)?;
                 let expected = self.model.snapshot(repo, &id);
                 let user = self.user();
-                let made = self.stores[store].create_snapshot(NAMES[repo], &id, &user, &create_options(false, auto));
+                let made =
+                    self.stores[store].create_snapshot(NAMES[repo], &id, &user, &create_options(false, auto));
                 self.stores[store].run_tasks();
                 let made = allowed(op, made, &expected);
                 if let (Some(made), Ok(data)) = (&made, expected) {
@@ -167,7 +203,13 @@ impl World {
             }
             Op::CopyOn { store, target, image, base, performance, mutable, partial, auto } => {
                 let (_, id) = self.pick(image)?;
-                let (_, base) = self.pick(base)?;
+                let (_, base) = if partial {
+                    self.pick_base(base, Some(1 - target))
+                } else if base.0.is_multiple_of(2) {
+                    self.pick_base(Pick(base.0 / 2), Some(target))
+                } else {
+                    self.pick(Pick(base.0 / 2))
+                }?;
                 let options = CopyOptions { mutable, partial, ..copy_options(performance, auto) };
                 let kind = match (self.is_disk(&base), self.model.get(target, &base).is_none()) {
                     (_, true) => "copy partial",
@@ -179,7 +221,9 @@ impl World {
             Op::BringBack { store, pick } => {
                 let mut all = Vec::new();
                 for target in 0..2 {
-                    let gone = |id: &&String| self.model.get(target, id).is_none() && self.model.usable(1 - target, id);
+                    let gone = |id: &&String| {
+                        self.model.get(target, id).is_none() && self.model.usable(1 - target, id)
+                    };
                     all.extend(self.model.were[target].iter().filter(gone).map(|id| (target, id.clone())));
                 }
                 let (target, id) = pick.of(&all)?;
@@ -187,7 +231,11 @@ impl World {
             }
             Op::Write { store, image, how, range } => {
                 let (repo, id) = self.pick(image)?;
-                let own = self.model.open.iter().position(|o| o.writable && o.store == store && o.repo == repo && o.id == id);
+                let own = self
+                    .model
+                    .open
+                    .iter()
+                    .position(|o| o.writable && o.store == store && o.repo == repo && o.id == id);
                 let open = match own {
                     Some(index) => Some(self.handles[index].clone()),
                     None => self.open(op, store, repo, &id, true),
@@ -237,8 +285,8 @@ impl World {
                 }
                 ("set user data", done)
             }
-            Op::Import { store, repo, bytes, qcow2, compressed, auto } => {
-                self.import(op, store, repo, bytes, qcow2, compressed, auto);
+            Op::Import { store, repo, bytes, qcow2, auto } => {
+                self.import(op, store, repo, bytes, qcow2, auto);
                 (if qcow2 { "import qcow2" } else { "import raw" }, true)
             }
             Op::Reconnect { store, repo, force } => ("reconnect", self.reconnect(op, store, repo, force)),
@@ -252,19 +300,36 @@ impl World {
 
     /// A snapshot there that can neither be read nor is being made.
     fn lost_its_base(&self, repo: usize, id: &str) -> bool {
-        let partial = self.model.get(repo, id).is_some_and(|image| matches!(image.state, State::Partial { .. }));
+        let partial =
+            self.model.get(repo, id).is_some_and(|image| matches!(image.state, State::Partial { .. }));
         partial && !self.model.usable(repo, id)
     }
 
     #[expect(clippy::too_many_arguments, reason = "the fields of the operation")]
-    fn create_on(&mut self, op: &Op, store: usize, repo: usize, base: &str, grow: Option<u16>, performance: bool, auto: Auto) -> bool {
+    fn create_on(
+        &mut self,
+        op: &Op,
+        store: usize,
+        repo: usize,
+        base: &str,
+        grow: Option<u16>,
+        performance: bool,
+        auto: Auto,
+    ) -> bool {
         // Half of a repair is no state that this model knows.
         let auto = if self.lost_its_base(repo, base) { Auto::On } else { auto };
         let expected = self.model.disk_base(repo, base);
-        let length = self.model.repos.iter().find_map(|images| images.get(base)).map_or(512, |image| image.data.len());
+        let length =
+            self.model.repos.iter().find_map(|images| images.get(base)).map_or(512, |image| image.data.len());
         let size = grow.map(|grow| length as i64 + i64::from(grow) * 512);
         let user = self.user();
-        let made = self.stores[store].create_virtual_disk(NAMES[repo], size, Some(base), &user, &create_options(performance, auto));
+        let made = self.stores[store].create_virtual_disk(
+            NAMES[repo],
+            size,
+            Some(base),
+            &user,
+            &create_options(performance, auto),
+        );
         self.stores[store].run_tasks();
         let Some(made) = allowed(op, made, &expected) else { return false };
         let source = self.model.repos[expected.unwrap()][base].clone();
@@ -292,7 +357,15 @@ impl World {
     }
 
     /// None: the operation leads to what the model does not know.
-    fn copy(&mut self, op: &Op, store: usize, target: usize, id: &str, base: Option<&str>, mut options: CopyOptions) -> Option<bool> {
+    fn copy(
+        &mut self,
+        op: &Op,
+        store: usize,
+        target: usize,
+        id: &str,
+        base: Option<&str>,
+        mut options: CopyOptions,
+    ) -> Option<bool> {
         let expected = self.model.copy(target, id, base, options.partial);
         let base_of = |(_, base): &(usize, Base)| match base {
             Base::None => (State::Whole, false),
@@ -316,11 +389,8 @@ impl World {
         let copied = copied.to_string();
         let (repo, base) = expected.unwrap();
         let on = options.auto_fix != AutoFix::Off;
-        let outcome = if on {
-            self.stores[store].wait_task(options.task_id.as_deref().unwrap(), None)
-        } else {
-            Ok(())
-        };
+        let outcome =
+            if on { self.stores[store].wait_task(options.task_id.as_deref().unwrap(), None) } else { Ok(()) };
         if let Base::Disk(disk) = &base
             && on
         {
@@ -387,7 +457,15 @@ impl World {
         }
     }
 
-    fn qemu(&mut self, op: &Op, store: usize, repo: usize, id: &str, range: operation::Range, byte: u8) -> bool {
+    fn qemu(
+        &mut self,
+        op: &Op,
+        store: usize,
+        repo: usize,
+        id: &str,
+        range: operation::Range,
+        byte: u8,
+    ) -> bool {
         let expected = self.model.writable(repo, id);
         let options = PrepareOptions { read_only: false };
         let prepared = self.stores[store].prepare_image(NAMES[repo], id, &options);
@@ -432,18 +510,18 @@ impl World {
         done
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the fields of the operation")]
-    fn import(&mut self, op: &Op, store: usize, repo: usize, bytes: u32, qcow2: bool, compressed: bool, auto: Auto) {
+    fn import(&mut self, op: &Op, store: usize, repo: usize, bytes: u32, qcow2: bool, auto: Auto) {
         let bytes = if qcow2 { bytes.next_multiple_of(512) } else { bytes } as usize;
         let seed = self.serial();
         let block = |i: usize| if i / 50_000 % 3 == 1 { 0 } else { (i as u64 / 100 + seed) as u8 };
         let mut data: Vec<u8> = (0..bytes).map(block).collect();
         let raw = self.root.path().join(format!("import-{seed}.raw"));
         std::fs::write(&raw, &data).unwrap();
-        let file = if qcow2 { self.to_qcow2(&raw, compressed) } else { raw };
+        let file = if qcow2 { to_qcow2(&raw) } else { raw };
         let (user, options) = (self.user(), create_options(false, auto));
         let format = if qcow2 { "qcow2" } else { "raw" };
-        let id = self.stores[store].import_image(NAMES[repo], file.to_str().unwrap(), format, &user, &options);
+        let id =
+            self.stores[store].import_image(NAMES[repo], file.to_str().unwrap(), format, &user, &options);
         self.stores[store].run_tasks();
         let id = allowed(op, id, &Ok(())).unwrap().to_string();
         data.resize(bytes.next_multiple_of(512), 0);
@@ -452,18 +530,10 @@ impl World {
         std::fs::remove_file(&file).unwrap();
     }
 
-    fn to_qcow2(&self, raw: &Path, compressed: bool) -> PathBuf {
-        let file = raw.with_extension("qcow2");
-        let mut arguments = vec!["convert", "-f", "raw", "-O", "qcow2"];
-        arguments.extend(compressed.then_some("-c"));
-        arguments.extend([raw.to_str().unwrap(), file.to_str().unwrap()]);
-        run("qemu-img", &arguments);
-        file
-    }
-
     fn reconnect(&mut self, op: &Op, store: usize, repo: usize, force: bool) -> bool {
-        let mine: Vec<usize> =
-            (0..self.handles.len()).filter(|&i| self.model.open[i].store == store && self.model.open[i].repo == repo).collect();
+        let mine: Vec<usize> = (0..self.handles.len())
+            .filter(|&i| self.model.open[i].store == store && self.model.open[i].repo == repo)
+            .collect();
         let expected = if mine.is_empty() || force { Ok(()) } else { Err(vec![ErrorKind::ImageInUse]) };
         let done = self.stores[store].disconnect_storage_repository(NAMES[repo], &ForceOptions { force });
         if allowed(op, done, &expected).is_none() {
@@ -472,11 +542,17 @@ impl World {
         for index in mine.into_iter().rev() {
             self.close(index);
         }
-        let gone = self.stores[store].list_images(NAMES[repo], &Default::default()).unwrap_err();
+        let gone = self.stores[store].list_images(NAMES[repo], &ListOptions::default()).unwrap_err();
         assert_eq!(gone.kind(), ErrorKind::RepositoryNotFound);
         self.connect(store, repo);
         true
     }
+}
+
+fn to_qcow2(raw: &Path) -> PathBuf {
+    let file = raw.with_extension("qcow2");
+    run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", raw.to_str().unwrap(), file.to_str().unwrap()]);
+    file
 }
 
 fn copy_options(performance: bool, auto: Auto) -> CopyOptions {
@@ -507,19 +583,18 @@ const KINDS: [&str; 20] = [
     "reconnect",
 ];
 
-#[test]
-fn random_operations() {
+fn random_operations(place: &Path, cases: u32) {
     let given = std::env::var("PROPTEST_CASES").is_ok();
     let mut config = ProptestConfig::default();
     if !given {
-        config.cases = CASES;
+        config.cases = cases;
     }
     config.max_shrink_iters = 400;
     config.failure_persistence = Some(Box::new(FileFailurePersistence::Direct(REGRESSIONS)));
     config.source_file = Some(file!());
     let counts: RefCell<BTreeMap<&str, (u32, u32)>> = RefCell::default();
-    let result = TestRunner::new(config).run(&prop::collection::vec(operation(), 1..50), |operations| {
-        let mut world = World::new();
+    let result = TestRunner::new(config).run(&prop::collection::vec(operation(), 1..80), |operations| {
+        let mut world = World::new(place);
         for op in &operations {
             let outcome = world.apply(op);
             world.settle();
@@ -542,5 +617,21 @@ fn random_operations() {
     }
     for kind in KINDS {
         assert!(given || counts.get(kind).is_some_and(|count| count.1 > 0), "{kind:?} never succeeded");
+    }
+}
+
+#[test]
+fn on_overlays() {
+    let place = scratch();
+    random_operations(place.path(), CASES);
+}
+
+#[test]
+fn on_clones() {
+    if can_mount() {
+        let place = Mounted::new("xfs", 1024);
+        random_operations(place.path(), CASES_ON_CLONES);
+    } else {
+        println!("not root: no file system that clones can be mounted");
     }
 }

@@ -38,7 +38,7 @@ pub struct Range {
 impl Range {
     pub fn of(self, size: usize) -> (usize, usize) {
         let unit = if self.aligned { 65536 } else { 1 };
-        let start = (size * usize::from(self.at) >> 16) / unit * unit;
+        let start = ((size * usize::from(self.at)) >> 16) / unit * unit;
         let length = (self.length as usize).next_multiple_of(unit).min(size - start);
         (start, length)
     }
@@ -47,22 +47,91 @@ impl Range {
 /// The images that an operation names are picked from those that exist, and sometimes from those that did.
 #[derive(Clone, Debug)]
 pub enum Op {
-    Create { store: usize, repo: usize, sectors: u16, performance: bool, auto: Auto },
-    CreateOn { store: usize, repo: usize, base: Pick, grow: Option<u16>, performance: bool, auto: Auto },
-    Snapshot { store: usize, image: Pick, auto: Auto },
-    Copy { store: usize, target: usize, image: Pick, performance: bool, mutable: bool, auto: Auto },
-    CopyOn { store: usize, target: usize, image: Pick, base: Pick, performance: bool, mutable: bool, partial: bool, auto: Auto },
+    Create {
+        store: usize,
+        repo: usize,
+        sectors: u16,
+        performance: bool,
+        auto: Auto,
+    },
+    CreateOn {
+        store: usize,
+        repo: usize,
+        base: Pick,
+        grow: Option<u16>,
+        performance: bool,
+        auto: Auto,
+    },
+    Snapshot {
+        store: usize,
+        image: Pick,
+        auto: Auto,
+    },
+    Copy {
+        store: usize,
+        target: usize,
+        image: Pick,
+        performance: bool,
+        mutable: bool,
+        auto: Auto,
+    },
+    CopyOn {
+        store: usize,
+        target: usize,
+        image: Pick,
+        base: Pick,
+        performance: bool,
+        mutable: bool,
+        partial: bool,
+        auto: Auto,
+    },
     /// Copies a snapshot to where it was removed.
-    BringBack { store: usize, pick: Pick },
-    Write { store: usize, image: Pick, how: How, range: Range },
+    BringBack {
+        store: usize,
+        pick: Pick,
+    },
+    Write {
+        store: usize,
+        image: Pick,
+        how: How,
+        range: Range,
+    },
     /// QEMU writes a prepared disk.
-    Qemu { store: usize, image: Pick, range: Range, byte: u8 },
-    Open { store: usize, image: Pick, writable: bool },
-    Close { pick: Pick },
-    Remove { store: usize, image: Pick },
-    UserData { store: usize, image: Pick, value: u32 },
-    Import { store: usize, repo: usize, bytes: u32, qcow2: bool, compressed: bool, auto: Auto },
-    Reconnect { store: usize, repo: usize, force: bool },
+    Qemu {
+        store: usize,
+        image: Pick,
+        range: Range,
+        byte: u8,
+    },
+    Open {
+        store: usize,
+        image: Pick,
+        writable: bool,
+    },
+    Close {
+        pick: Pick,
+    },
+    Remove {
+        store: usize,
+        image: Pick,
+    },
+    UserData {
+        store: usize,
+        image: Pick,
+        value: u32,
+    },
+    Import {
+        store: usize,
+        repo: usize,
+        bytes: u32,
+        qcow2: bool,
+        auto: Auto,
+    },
+    Reconnect {
+        store: usize,
+        repo: usize,
+        force: bool,
+    },
 }
 
 fn two() -> std::ops::Range<usize> {
@@ -74,7 +143,11 @@ fn auto() -> impl Strategy<Value = Auto> {
 }
 
 fn range() -> impl Strategy<Value = Range> {
-    (any::<u16>(), 1_u32..300_000, any::<bool>()).prop_map(|(at, length, aligned)| Range { at, length, aligned })
+    (any::<u16>(), 1_u32..300_000, any::<bool>()).prop_map(|(at, length, aligned)| Range {
+        at,
+        length,
+        aligned,
+    })
 }
 
 fn how() -> impl Strategy<Value = How> {
@@ -93,19 +166,19 @@ pub fn operation() -> impl Strategy<Value = Op> {
             .prop_map(|(store, image, auto)| Op::Snapshot { store, image, auto }),
         5 => (two(), two(), image(), rarely(), prop::bool::weighted(0.6), auto())
             .prop_map(|(store, target, image, performance, mutable, auto)| Op::Copy { store, target, image, performance, mutable, auto }),
-        8 => (two(), two(), image(), image(), rarely(), prop::bool::weighted(0.6), any::<bool>(), auto())
+        10 => (two(), two(), image(), image(), rarely(), prop::bool::weighted(0.6), any::<bool>(), auto())
             .prop_map(|(store, target, image, base, performance, mutable, partial, auto)| {
                 Op::CopyOn { store, target, image, base, performance, mutable, partial, auto }
             }),
-        2 => (two(), image()).prop_map(|(store, pick)| Op::BringBack { store, pick }),
+        6 => (two(), image()).prop_map(|(store, pick)| Op::BringBack { store, pick }),
         12 => (two(), image(), how(), range()).prop_map(|(store, image, how, range)| Op::Write { store, image, how, range }),
         1 => (two(), image(), range(), any::<u8>()).prop_map(|(store, image, range, byte)| Op::Qemu { store, image, range, byte }),
         2 => (two(), image(), any::<bool>()).prop_map(|(store, image, writable)| Op::Open { store, image, writable }),
         3 => image().prop_map(|pick| Op::Close { pick }),
         4 => (two(), image()).prop_map(|(store, image)| Op::Remove { store, image }),
         2 => (two(), image(), any::<u32>()).prop_map(|(store, image, value)| Op::UserData { store, image, value }),
-        1 => (two(), two(), 1_u32..1_500_000, any::<bool>(), any::<bool>(), auto())
-            .prop_map(|(store, repo, bytes, qcow2, compressed, auto)| Op::Import { store, repo, bytes, qcow2, compressed, auto }),
+        1 => (two(), two(), 1_u32..1_500_000, any::<bool>(), auto())
+            .prop_map(|(store, repo, bytes, qcow2, auto)| Op::Import { store, repo, bytes, qcow2, auto }),
         1 => (two(), two(), any::<bool>()).prop_map(|(store, repo, force)| Op::Reconnect { store, repo, force }),
     ]
 }

@@ -221,9 +221,12 @@ impl Model {
                 let known = match &self.repos[repo][id].state {
                     State::Partial { base } => {
                         self.usable(repo, id)
-                            || (!self.repos[repo].contains_key(base) && self.were[repo].contains(base) && whole(id))
+                            || (!self.repos[repo].contains_key(base)
+                                && self.were[repo].contains(base)
+                                && whole(id))
                     }
-                    State::Announced { may: true, .. } => whole(id),
+                    // Whatever is built on a pending snapshot completes it.
+                    State::Announced { may: true, .. } | State::Pending { then: Some(_) } => whole(id),
                     _ => false,
                 };
                 if known && let Some(image) = self.repos[repo].get_mut(id) {
