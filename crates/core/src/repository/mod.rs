@@ -272,6 +272,11 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// All blobs that carry the image's id.
     fn blobs(&self, owner: ImageId) -> Result<Vec<BlobId>>;
 
+    /// The shards that may hold anything; all others are empty.
+    fn shards(&self) -> Result<Vec<u16>> {
+        Ok((0..SHARDS).collect())
+    }
+
     // For checks: what is there beside the records. Hints, as `list` is.
 
     /// The markers whose first id is in the shard.

@@ -324,6 +324,20 @@ impl Driver for SimDriver {
         })
     }
 
+    fn shards(&self) -> Result<Vec<u16>> {
+        let mut shards = self.names(|name| match name {
+            Name::Record(RecordKey::Image(id))
+            | Name::Child(id, _)
+            | Name::Progress(id)
+            | Name::Blob(id, _) => Some(shard_of(id.0)),
+            Name::Record(RecordKey::Volume(id)) | Name::Holder(id, _) => Some(shard_of(id.0)),
+            Name::Object(_) => None,
+        })?;
+        shards.sort_unstable();
+        shards.dedup();
+        Ok(shards)
+    }
+
     fn list_markers(&self, shard: u16) -> Result<Vec<Marker>> {
         self.names(|name| match name {
             Name::Child(image, volume) if shard_of(image.0) == shard => Some(Marker::Child(image, volume)),

@@ -8,7 +8,8 @@ use uuid::Uuid;
 use vdsmstore_core::ErrorKind;
 use vdsmstore_core::id::{BlobId, ImageId, Incarnation, VolumeId};
 use vdsmstore_core::repository::{
-    Access, Driver, HostIdentity, Liveness, Marker, OpenVolume, Put, Read, RecordKey, RecordKind, shard_of,
+    Access, Driver, HostIdentity, Liveness, Marker, OpenVolume, Put, Read, RecordKey, RecordKind, SHARDS,
+    shard_of,
 };
 
 /// Opens one more connection to the repository under test.
@@ -238,6 +239,8 @@ fn what_lies_beside_the_records(connect: Connect) {
     // Records are none of these.
     assert_eq!(a.put(RecordKey::Image(ImageId(two)), None, b"x").unwrap(), Put::Done(1));
 
+    let shards = set(b.shards().unwrap());
+    assert!(shards.contains(&0xdef) && shards.contains(&0xdf0) && shards.iter().all(|&shard| shard < SHARDS));
     assert_eq!(set(b.list_markers(0xdef).unwrap()), HashSet::from([child, holder]));
     assert_eq!(b.list_markers(0xdf0).unwrap(), [far]);
     let blobs = HashSet::from([(ImageId(one), first), (ImageId(one), second), (ImageId(two), first)]);

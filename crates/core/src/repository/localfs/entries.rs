@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use rustix::io::Errno;
 use uuid::Uuid;
 
-use super::layout::{Dir, MAX_BLOB, MAX_RECORD, Room, parse_id, parse_pair, wrong};
+use super::layout::{Dir, MAX_BLOB, MAX_RECORD, Room, parse_id, parse_pair, parse_shard, wrong};
 use super::tree::Tree;
 use crate::id::{BlobId, ImageId};
 use crate::repository::{Marker, shard_of};
@@ -59,8 +59,7 @@ impl Tree {
         let mut shards = BTreeSet::new();
         for room in Room::ALL {
             let names = self.room(room).names()?;
-            let shard = |name: &String| u16::from_str_radix(name, 16).ok().filter(|_| name.len() == 3);
-            shards.extend(names.iter().filter_map(shard));
+            shards.extend(names.iter().filter_map(|name| parse_shard(name)));
         }
         Ok(shards.into_iter().collect())
     }

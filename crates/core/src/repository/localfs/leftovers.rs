@@ -10,7 +10,7 @@ use super::layout::{Dir, Room, parse_id, parse_record, parse_temporary};
 use super::tree::Tree;
 use crate::Result;
 use crate::id::Incarnation;
-use crate::repository::{Generation, Liveness, SHARDS, shard_of};
+use crate::repository::{Generation, Liveness, shard_of};
 
 /// What a file without blocks counts, and one that frees none: something to sweep is never 0.
 const LEAST: u64 = 4096;
@@ -69,8 +69,12 @@ impl Tree {
         done(search.pick(&self.root, |_, name| name == TEMPORARY), &self.root);
         done(search.pick(&self.hosts, Search::is_dead_host), &self.hosts);
         done(search.pick(&self.data, Search::is_of_dead), &self.data);
+        let shards = self.shards().unwrap_or_else(|error| {
+            done(Err(error), &self.root);
+            Vec::new()
+        });
         for room in [Room::Images, Room::Volumes, Room::Progress, Room::Blobs] {
-            for shard in 0..SHARDS {
+            for &shard in &shards {
                 match self.shard(room, shard) {
                     Ok(None) => {}
                     Ok(Some(dir)) if matches!(room, Room::Images | Room::Volumes) => {

@@ -181,6 +181,42 @@ fn old_generations_go_when_their_successor_is_durable() {
     assert!(!synced(&place).contains(&shard));
 }
 
+/// Between making its registration and locking it a store looks dead.
+#[test]
+fn a_registration_that_is_swept_too_early_is_made_again() {
+    let place = place();
+    let (hosts, done) = (&place.driver.tree.hosts, AtomicBool::new(false));
+    let parameters = Map::from_iter([("path".to_owned(), json!(place.dir.path().to_str().unwrap()))]);
+    let connected = std::thread::scope(|scope| {
+        // As a sweep does, but without a pause.
+        let sweeping = scope.spawn(|| {
+            while !done.load(Ordering::Acquire) {
+                for name in hosts.names().unwrap().iter().filter(|name| name.starts_with(".t.")) {
+                    if matches!(place.driver.tree.is_locked_host(name), Ok(Some(false))) {
+                        hosts.unlink(name).unwrap();
+                    }
+                }
+            }
+        });
+        let mut connected = 0;
+        while connected < 300 {
+            let host = HostIdentity { incarnation: Incarnation::random(), ..place.driver.host().clone() };
+            let Ok(store) = LocalFs::connect(&parameters, host) else { break };
+            assert_eq!(
+                place.driver.liveness(store.host().incarnation).unwrap(),
+                crate::repository::Liveness::Alive
+            );
+            store.close().unwrap();
+            connected += 1;
+        }
+        done.store(true, Ordering::Release);
+        sweeping.join().unwrap();
+        connected
+    });
+    assert_eq!(connected, 300);
+    assert_eq!(place.driver.leftovers().unwrap(), 0);
+}
+
 #[test]
 fn names_are_strict() {
     let id = Uuid::new_v4();
