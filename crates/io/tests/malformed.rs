@@ -239,3 +239,40 @@ fn a_file_may_end_within_its_last_cluster() {
     image.read(2 * 65536, &mut buffer).unwrap();
     assert!(buffer[..1000].iter().all(|b| *b == 1) && buffer[1000..].iter().all(|b| *b == 0));
 }
+
+/// Two entries share a cluster of refcount 2, as the specification allows. Whichever is written on, the other
+/// keeps its data, and what is left is a leak, not an error.
+#[test]
+fn shared_clusters_without_snapshots() {
+    let mut bytes = good();
+    put(&mut bytes, L2, &(5u64 * 65536).to_be_bytes());
+    put(&mut bytes, L2 + 8, &(5u64 * 65536).to_be_bytes());
+    put(&mut bytes, BLOCK + 10, &2u16.to_be_bytes());
+    put(&mut bytes, BLOCK + 12, &0u16.to_be_bytes());
+    let (_keep, dir) = scratch();
+    let path = dir.join("image");
+    std::fs::write(dir.join("below"), b"").unwrap();
+    std::fs::write(&path, &bytes).unwrap();
+    check_clean(&path);
+    for order in [[0, 1], [1, 0]] {
+        let storage = storage_of(&bytes, 1);
+        let image = open(&storage, true).unwrap();
+        let mut model = read_all(&image);
+        for (step, cluster) in order.into_iter().enumerate() {
+            image.write(cluster * 65536 + 7, &[9; 100]).unwrap();
+            model[cluster as usize * 65536 + 7..][..100].fill(9);
+            assert_same(&read_all(&image), &model);
+            image.flush().unwrap();
+            std::fs::write(&path, storage.bytes()).unwrap();
+            check_leaks_only(&path);
+            if step == 0 {
+                // The cluster that is still used was not handed out.
+                image.write(40 * 65536, &vec![1; 65536]).unwrap();
+                model[40 * 65536..][..65536].fill(1);
+            }
+        }
+        image.flush().unwrap();
+        drop(image);
+        assert_same(&read_all(&open(&storage, true).unwrap()), &model);
+    }
+}

@@ -60,6 +60,8 @@ pub struct Image {
     /// Shared by every read and write, exclusive for a flush: when it ends, nobody knows the place of a
     /// cluster that it freed any more.
     gate: RwLock<()>,
+    /// Bytes written since the last flush, about.
+    unflushed: AtomicU64,
     /// One at a time.
     growing: Mutex<()>,
 }
@@ -116,7 +118,13 @@ impl Image {
             };
             opened.push(Opened { device, size: AtomicU64::new(size), content });
         }
-        Ok(Image { layers: opened, writable, gate: RwLock::new(()), growing: Mutex::new(()) })
+        Ok(Image {
+            layers: opened,
+            writable,
+            gate: RwLock::new(()),
+            unflushed: AtomicU64::new(0),
+            growing: Mutex::new(()),
+        })
     }
 
     /// Bytes of the disk: the `size` of its top layer, or what it was grown to.

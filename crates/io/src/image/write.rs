@@ -1,10 +1,14 @@
 //! The writing half of an image.
 
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use super::{Content, Image, Opened};
 use crate::format::qcow2::{Below, Qcow2};
 use crate::{Error, ErrorKind, Result};
+
+/// Of so many bytes, the larger part is made durable before a flush stops readers and writers.
+const MUCH: u64 = 8 << 20;
 
 /// The layers under the top one.
 struct UnderTop<'a>(&'a Image);
@@ -87,6 +91,7 @@ impl Image {
             Content::Raw => top.device.write_at(offset, data),
             Content::Qcow2(image) => self.each_part(image, offset, data.len() as u64, |at, length| {
                 let from = (at - offset) as usize;
+                self.unflushed.fetch_add(length, Ordering::Relaxed);
                 image.write(at, &data[from..from + length as usize], &UnderTop(self))
             }),
         }
@@ -116,6 +121,9 @@ impl Image {
         match &top.content {
             Content::Raw => top.device.flush(),
             Content::Qcow2(image) => {
+                if self.unflushed.swap(0, Ordering::Relaxed) >= MUCH {
+                    image.flush_data()?;
+                }
                 let _guard = self.gate.write().unwrap_or_else(PoisonError::into_inner);
                 image.flush()
             }

@@ -17,6 +17,12 @@ impl Qcow2 {
         Ok(())
     }
 
+    /// Makes the data that was written durable, while everything else goes on: the flush proper is short then.
+    pub fn flush_data(&self) -> Result<()> {
+        self.check_poisoned()?;
+        self.device.flush().inspect_err(|_| self.poisoned.store(true, Ordering::Release))
+    }
+
     /// Makes everything durable. The caller keeps all readers and writers of this image out meanwhile: a
     /// cluster that is freed here may be handed out again as soon as they come back.
     pub fn flush(&self) -> Result<()> {
