@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use vdsmstore_core::id::Incarnation;
-use vdsmstore_core::options::{AutoFix, CopyOptions, CreateOptions, ListOptions, RemoveOptions};
-use vdsmstore_core::repository::HostIdentity;
+use vdsmstore_core::options::{
+    AutoFix, CheckOptions, CopyOptions, CreateOptions, FixOptions, ListOptions, RemoveOptions,
+};
+use vdsmstore_core::repository::{HostIdentity, RecordKey};
 use vdsmstore_core::sim::{SimOptions, SimWorld};
 use vdsmstore_core::{ErrorKind, Result, Status, Store, StoreOptions};
 
@@ -103,7 +105,10 @@ fn chosen_copy(ids: &Ids) -> CopyOptions {
 
 /// A disk with data, a snapshot of it, a disk on the snapshot with data of its own; in B a copy of the first disk.
 fn scene(reflink: bool) -> (Scene, Ids) {
-    let worlds = [SimWorld::new(SimOptions { reflink, ..SimOptions::default() }), SimWorld::new(SimOptions { reflink, ..SimOptions::default() })];
+    let worlds = [
+        SimWorld::new(SimOptions { reflink, ..SimOptions::default() }),
+        SimWorld::new(SimOptions { reflink, ..SimOptions::default() }),
+    ];
     let mut scene = Scene { worlds, model: BTreeMap::new() };
     let (store, _) = join(&scene, "setup");
     let plain = CreateOptions::default();
@@ -145,7 +150,9 @@ const OPERATIONS: &[Operation] = &[
     },
     Operation {
         name: "create on a snapshot",
-        run: |store, ids| store.create_virtual_disk("A", None, Some(&ids.snapshot), "{}", &chosen(ids)).map(drop),
+        run: |store, ids| {
+            store.create_virtual_disk("A", None, Some(&ids.snapshot), "{}", &chosen(ids)).map(drop)
+        },
         made: |ids, scene| Some((0, ids.new.clone(), content(scene, 0, &ids.snapshot))),
         removes: keeps,
     },
@@ -283,13 +290,19 @@ fn judge(scene: &Scene, operation: &Operation, ids: &Ids, returned: bool, what: 
                 Some((at, new, data)) if (*at, new) == (index, &id) => {
                     found = Some(status.status);
                     if status.status != Status::Broken {
-                        assert!(read(&store, repo, &id).unwrap() == *data, "{what}: {id} is not what was to be made");
+                        assert!(
+                            read(&store, repo, &id).unwrap() == *data,
+                            "{what}: {id} is not what was to be made"
+                        );
                     }
                 }
                 // The base that was brought along.
                 _ if id == ids.snapshot => {
                     if status.status != Status::Broken {
-                        assert!(read(&store, repo, &id).unwrap() == content(scene, 0, &id), "{what}: the base is wrong");
+                        assert!(
+                            read(&store, repo, &id).unwrap() == content(scene, 0, &id),
+                            "{what}: the base is wrong"
+                        );
                     }
                 }
                 _ => panic!("{what}: {id} in {repo} is nobody's"),
@@ -299,8 +312,62 @@ fn judge(scene: &Scene, operation: &Operation, ids: &Ids, returned: bool, what: 
     if returned && made.is_some() {
         assert!(found.is_some(), "{what}: an id that was returned is lost");
     }
+    recover(scene, &store, what);
+    if let (Some((at, new, data)), Some(_)) = (&made, found) {
+        match store.get_image_status(NAMES[*at], new) {
+            // What no call had returned may vanish.
+            Err(error) => assert!(!returned && error.kind() == ErrorKind::ImageNotFound, "{what}: {error:?}"),
+            Ok(status) => {
+                assert_ne!(status.status, Status::Broken, "{what}: {new} is broken after all fixes");
+                assert!(
+                    read(&store, NAMES[*at], new).unwrap() == *data,
+                    "{what}: {new} is wrong after all fixes"
+                );
+            }
+        }
+    }
+    for ((repo, id), data) in &scene.model {
+        if removes.as_ref() != Some(&(*repo, id.clone())) {
+            assert!(read(&store, NAMES[*repo], id).unwrap() == *data, "{what}: the fixes changed {id}");
+        }
+    }
     store.close().unwrap();
     found.unwrap_or(Status::Optimized)
+}
+
+/// All fixes of both repositories, until nothing is left to do; then nothing is left over.
+fn recover(scene: &Scene, store: &Store, what: &str) {
+    for round in 0.. {
+        let mut clean = true;
+        for repo in NAMES {
+            for fix in store.check_storage_repository(repo, &CheckOptions::default()).unwrap() {
+                clean = false;
+                assert!(round < 10, "{what}: round {round} still lists {fix:?}");
+                let task = match store.fix_storage_repository(repo, &fix, &FixOptions::default()) {
+                    Ok(task) => task,
+                    // A fix before it changed what this one is about.
+                    Err(error) if error.kind() == ErrorKind::FixRefused => continue,
+                    Err(error) => panic!("{what}: {fix:?}: {error:?}"),
+                };
+                store.run_tasks();
+                if let Err(error) = store.wait_task(&task, None) {
+                    assert!(round < 9, "{what}: {fix:?} fails: {error:?}");
+                }
+            }
+        }
+        if clean {
+            break;
+        }
+    }
+    for (world, repo) in scene.worlds.iter().zip(NAMES) {
+        let images = store.list_image_infos(repo, &ListOptions::default()).unwrap();
+        let volumes = world.records().iter().filter(|key| matches!(key, RecordKey::Volume(_))).count();
+        let shown = store.graph(repo).unwrap().len();
+        assert_eq!(world.objects().len(), volumes, "{what}: objects and volumes of {repo}");
+        assert_eq!(shown, volumes, "{what}: images and volumes of {repo}");
+        let named = images.iter().filter(|info| info.user_data.get() != "{}").count();
+        assert!(world.blobs().len() <= named + shown - images.len(), "{what}: blobs of {repo}");
+    }
 }
 
 fn crash_everywhere(reflink: bool) {
@@ -311,7 +378,8 @@ fn crash_everywhere(reflink: bool) {
             for after in 0.. {
                 let mut finished = false;
                 for (loss, keep) in LOSSES {
-                    let scene = Scene { worlds: start.worlds.clone().map(|world| world.snapshot()), ..start.clone() };
+                    let scene =
+                        Scene { worlds: start.worlds.clone().map(|world| world.snapshot()), ..start.clone() };
                     let (store, me) = join(&scene, "victim");
                     let power = scene.worlds[cut].power(me.incarnation);
                     power.cut_after(Some(after));
@@ -320,7 +388,10 @@ fn crash_everywhere(reflink: bool) {
                     for world in &scene.worlds {
                         world.crash(me.incarnation, &mut *keep(after));
                     }
-                    let what = format!("{}, reflink {reflink}, {} cut after {after}, {loss}", operation.name, NAMES[cut]);
+                    let what = format!(
+                        "{}, reflink {reflink}, {} cut after {after}, {loss}",
+                        operation.name, NAMES[cut]
+                    );
                     match judge(&scene, operation, &ids, returned, &what) {
                         Status::Broken => broken += 1,
                         _ => whole += 1,

@@ -61,6 +61,8 @@ pub struct CreateOptions {
     pub image_id: Option<String>,
     /// The started task's name.
     pub task_id: Option<String>,
+    /// Bytes per second for the started work, and for whoever goes on with it.
+    pub bandwidth: Option<Bandwidth>,
 }
 
 /// Options of copyImage.
@@ -80,6 +82,8 @@ pub struct CopyOptions {
     pub image_id: Option<String>,
     /// As in [`CreateOptions`].
     pub task_id: Option<String>,
+    /// As in [`CreateOptions`].
+    pub bandwidth: Option<Bandwidth>,
     /// False: the copy of a disk is a snapshot under a new id.
     pub mutable: bool,
     /// True: the base may be absent from the target repository.
@@ -88,8 +92,15 @@ pub struct CopyOptions {
 
 impl Default for CopyOptions {
     fn default() -> Self {
-        let CreateOptions { auto_fix, strategy, participating_repositories, image_hints, image_id, task_id } =
-            CreateOptions::default();
+        let CreateOptions {
+            auto_fix,
+            strategy,
+            participating_repositories,
+            image_hints,
+            image_id,
+            task_id,
+            bandwidth,
+        } = CreateOptions::default();
         Self {
             auto_fix,
             strategy,
@@ -97,9 +108,80 @@ impl Default for CopyOptions {
             image_hints,
             image_id,
             task_id,
+            bandwidth,
             mutable: true,
             partial: false,
         }
+    }
+}
+
+/// Options of checkStorageRepository.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct CheckOptions {
+    /// Price the fixes from the images' maps instead of their sizes.
+    pub exact_cost: bool,
+}
+
+/// Options of fixStorageRepository.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct FixOptions {
+    /// The started task's name.
+    pub task_id: Option<String>,
+    /// Bytes per second, from now on and for whoever goes on.
+    pub bandwidth: Option<Bandwidth>,
+}
+
+/// Options of exportImage.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ExportOptions {
+    /// Replace a file of that name.
+    pub overwrite: bool,
+    /// Compress a qcow2 file: not available yet.
+    pub compress: Option<String>,
+    /// The started task's name.
+    pub task_id: Option<String>,
+    /// Bytes per second.
+    pub bandwidth: Option<Bandwidth>,
+}
+
+/// Options of resizeVirtualDisk, which is complete when it returns.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ResizeOptions {
+    /// Accepted in all values: there is no work left to start.
+    #[serde(rename = "AutoFix")]
+    pub auto_fix: AutoFix,
+}
+
+/// Options of measureImage.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct MeasureOptions {
+    /// `raw` or `qcow2`.
+    pub format: String,
+}
+
+impl Default for MeasureOptions {
+    fn default() -> Self {
+        Self { format: "raw".to_owned() }
+    }
+}
+
+/// A limit in whole bytes per second, at least 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bandwidth(pub u64);
+
+impl<'de> Deserialize<'de> for Bandwidth {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        let value = f64::deserialize(deserializer)?;
+        if !(1.0..=1e18).contains(&value) {
+            return Err(de::Error::custom(format!("bandwidth is bytes per second, at least 1, not {value}")));
+        }
+        #[allow(clippy::cast_sign_loss)] // At least 1.
+        Ok(Self(value as u64))
     }
 }
 
@@ -184,11 +266,10 @@ pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T> {
 /// Like [`parse`], from a map.
 pub fn parse_value<T: DeserializeOwned>(mut map: Map<String, Value>) -> Result<T> {
     map.retain(|_, value| !value.is_null());
-    for unbuilt in ["bandwidth", "verify"] {
-        if map.contains_key(unbuilt) {
-            let message = format!("option {unbuilt:?} is not supported by this release");
-            return Err(Error::new(ErrorKind::UnsupportedOperation, message).with("parameter", unbuilt));
-        }
+    let unbuilt = "verify";
+    if map.contains_key(unbuilt) {
+        let message = format!("option {unbuilt:?} is not supported by this release");
+        return Err(Error::new(ErrorKind::UnsupportedOperation, message).with("parameter", unbuilt));
     }
     serde_json::from_value(Value::Object(map)).map_err(|error| {
         Error::new(ErrorKind::InvalidParameter, format!("options: {error}")).with("parameter", "options")

@@ -8,8 +8,10 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::id::{BlobId, ImageId, VolumeId};
-use crate::record::{Header, ImageRecord, Owner, Progress, Record, SCHEMA, UserDataRef, VolumeRecord};
-use crate::repository::{Driver, HostIdentity, Put, Read, RecordKey, RecordKind, SHARDS};
+use crate::record::{
+    Header, ImageRecord, Owner, Progress, REMEMBERED, Record, SCHEMA, UserDataRef, VolumeRecord,
+};
+use crate::repository::{Driver, HostIdentity, Put, Read, RecordKey, RecordKind};
 use crate::{Error, ErrorKind, Result};
 
 /// How often a compare-and-set is tried again when others keep winning.
@@ -125,6 +127,7 @@ impl Repo {
             generation: 0,
             epoch: 1,
             nonce: Uuid::new_v4(),
+            before: Vec::new(),
             owner: Owner { host: host_id.clone(), incarnation: *incarnation },
         }
     }
@@ -156,6 +159,10 @@ impl Repo {
 
     fn put<R: Keyed>(&self, record: &mut R, expect: Option<u64>) -> Result<bool> {
         let header = record.header_mut();
+        if expect.is_some() {
+            header.before.insert(0, header.nonce);
+            header.before.truncate(REMEMBERED);
+        }
         header.nonce = Uuid::new_v4();
         header.generation = expect.unwrap_or(0) + 1;
         let nonce = header.nonce;
@@ -164,7 +171,9 @@ impl Repo {
             Put::Unknown => {
                 // Only what is there now tells.
                 match self.fetch::<R>(record.key(), Read::Fresh)? {
-                    Some(now) if now.header().nonce == nonce => Put::Done(now.header().generation),
+                    Some(now) if now.header().nonce == nonce || now.header().before.contains(&nonce) => {
+                        Put::Done(expect.unwrap_or(0) + 1)
+                    }
                     _ => Put::Conflict,
                 }
             }
@@ -231,6 +240,18 @@ impl Repo {
 
     /// The caller's JSON of an image.
     pub fn user_data(&self, record: &ImageRecord) -> Result<Box<RawValue>> {
+        let error = match self.read_user_data(record) {
+            Ok(text) => return Ok(text),
+            Err(error) => error,
+        };
+        // It may have been replaced since the record was read.
+        match self.image(record.id())? {
+            Some(now) if now.user_data != record.user_data => self.read_user_data(&now),
+            _ => Err(error),
+        }
+    }
+
+    fn read_user_data(&self, record: &ImageRecord) -> Result<Box<RawValue>> {
         let text = match record.user_data {
             None => "{}".to_owned(),
             Some(UserDataRef { blob, .. }) => {
@@ -269,7 +290,7 @@ impl Repo {
     /// The ids of all images, in order, deleted ones possibly included.
     pub fn image_ids(&self) -> Result<Vec<ImageId>> {
         let mut ids = Vec::new();
-        for shard in 0..SHARDS {
+        for shard in self.driver.shards()? {
             let listed = self.driver.list(RecordKind::Image, shard)?;
             ids.extend(listed.into_iter().map(|(id, _)| ImageId(id)));
         }

@@ -146,6 +146,18 @@ pub struct PreparedImage {
     pub libvirt: String,
 }
 
+/// The result of measureImage, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Measure {
+    /// What a copy takes on the storage.
+    pub required: u64,
+    /// What it takes when all of it is written.
+    pub fully_allocated: u64,
+    /// What making it reads.
+    pub read: u64,
+}
+
 /// The kinds of extents that openImage's `extents` tells apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]

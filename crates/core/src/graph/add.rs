@@ -12,7 +12,7 @@ use crate::repo::{Change, Repo};
 use crate::repository::Marker;
 use crate::{Error, ErrorKind, Result};
 
-use super::now;
+use super::{clean, lock_image, now};
 
 /// A volume to be made.
 #[derive(Clone, Debug)]
@@ -89,19 +89,19 @@ fn try_announce(repo: &Repo, record: &mut VolumeRecord, holder: ImageId) -> Resu
     Ok(true)
 }
 
-/// Takes back a volume that no image points at. What fails here is garbage that a check finds.
+/// Takes back a volume, unless an image points at it after all. What fails here is garbage that a check finds.
 pub(crate) fn withdraw_volume(repo: &Repo, record: &VolumeRecord, holder: ImageId) {
     let id = record.id();
-    let withdrawn = (|| -> Result<()> {
-        if let Some(now) = repo.volume(id)? {
-            repo.delete(&now)?;
+    let withdrawn = clean::volume(repo, id).and_then(|()| {
+        if repo.volume(id)?.is_some() {
+            return Ok(());
         }
         repo.driver.unmark(Marker::Holder(id, holder))?;
-        if let Some(backing) = &record.backing {
-            repo.driver.unmark(Marker::Child(backing.image, id))?;
+        match &record.backing {
+            Some(backing) => repo.driver.unmark(Marker::Child(backing.image, id)),
+            None => Ok(()),
         }
-        Ok(())
-    })();
+    });
     // The error that led here matters more than this one.
     drop(withdrawn);
 }
@@ -111,6 +111,8 @@ pub(crate) fn intend(repo: &Repo, new: &NewImage<'_>, volume: NewVolume) -> Resu
     if let Some(taken) = repo.image(new.id)? {
         return Ok(Intended::Taken(taken));
     }
+    // Nobody takes for garbage what is only half announced.
+    let _order = lock_image(repo, new.id)?;
     let backing = volume.backing.clone();
     let volume = announce_volume(repo, volume, new.id)?;
     let intended = (|| {
@@ -120,18 +122,31 @@ pub(crate) fn intend(repo: &Repo, new: &NewImage<'_>, volume: NewVolume) -> Resu
             drop_user_data(repo, &image);
             return Ok(Intended::Taken(taken));
         }
-        if let Some(backing) = &backing
-            && let Err(error) = look(repo, backing.image, true)
-        {
-            cancel(repo, new.id)?;
-            return Err(error);
+        let looked = look_at_volume(repo, volume.id(), new.id).and_then(|()| match &backing {
+            Some(backing) => look(repo, backing.image, true),
+            None => Ok(()),
+        });
+        match looked {
+            Ok(()) => Ok(Intended::New(image)),
+            Err(error) => {
+                cancel(repo, new.id)?;
+                Err(error)
+            }
         }
-        Ok(Intended::New(image))
     })();
     if !matches!(intended, Ok(Intended::New(_))) {
         withdraw_volume(repo, &volume, new.id);
     }
     intended
+}
+
+/// Should the lock have been a lie: the announcement is made once more, and then the volume must not be flagged.
+fn look_at_volume(repo: &Repo, volume: VolumeId, holder: ImageId) -> Result<()> {
+    repo.driver.mark(Marker::Holder(volume, holder))?;
+    match repo.volume(volume)? {
+        Some(record) if record.state != VolumeState::Doomed => Ok(()),
+        _ => Err(displaced(repo, volume)),
+    }
 }
 
 /// The record of an image that is not readable yet.

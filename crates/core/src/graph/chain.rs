@@ -13,6 +13,8 @@ use crate::repo::Repo;
 use crate::repository::{Access, OpenVolume, Read};
 use crate::{Error, ErrorKind, Result, Status};
 
+use super::look::{Now, View};
+
 /// Volumes that an image's data may be spread over.
 pub(crate) const MAX_DEPTH: usize = 250;
 /// More volumes than this, and the image is degraded.
@@ -81,7 +83,7 @@ impl Chain {
 }
 
 /// Follows an image down to its last volume.
-pub(crate) fn resolve(repo: &Repo, image: ImageRecord, read: Read) -> Result<Resolved> {
+pub(crate) fn resolve(view: &impl View, image: ImageRecord) -> Result<Resolved> {
     let mut chain = Chain { links: Vec::new() };
     let mut next = Some(image);
     while let Some(image) = next {
@@ -98,7 +100,7 @@ pub(crate) fn resolve(repo: &Repo, image: ImageRecord, read: Read) -> Result<Res
             State::Pending => return broken(chain, format!("the data of image {id} is not complete")),
             State::Absorbed => return broken(chain, format!("image {id} is being merged away")),
         }
-        let volume = match repo.volume_with(image.volume, read) {
+        let volume = match view.volume(image.volume) {
             Ok(Some(volume)) => volume,
             Ok(None) => return broken(chain, format!("the volume of image {id} has no record")),
             Err(error) if error.is_bad_record() => return broken(chain, error.message().to_owned()),
@@ -112,7 +114,7 @@ pub(crate) fn resolve(repo: &Repo, image: ImageRecord, read: Read) -> Result<Res
         }
         let backing = volume.backing.clone();
         chain.links.push(Link { image, volume });
-        next = match backing.map(|backing| (backing.image, repo.image_with(backing.image, read))) {
+        next = match backing.map(|backing| (backing.image, view.image(backing.image))) {
             None => None,
             Some((_, Ok(Some(base)))) => Some(base),
             Some((base, Ok(None))) => {
@@ -130,7 +132,7 @@ pub(crate) fn resolve(repo: &Repo, image: ImageRecord, read: Read) -> Result<Res
 /// As [`resolve`], an image that is not whole being an error.
 pub(crate) fn whole(repo: &Repo, image: ImageRecord, read: Read) -> Result<Chain> {
     let id = image.id();
-    match resolve(repo, image, read)? {
+    match resolve(&Now(repo, read), image)? {
         Resolved::Whole(chain) => Ok(chain),
         Resolved::Broken(_, reason) => Err(broken(repo, id, &reason)),
     }
@@ -206,4 +208,14 @@ pub(crate) fn mirror_of(repo: &Repo, base: ImageId) -> Result<Option<(VolumeId, 
     let Some(image) = repo.image(base)? else { return Ok(None) };
     let volume = repo.volume(image.volume)?;
     Ok(volume.filter(|volume| volume.state == VolumeState::Ready).map(|volume| (volume.id(), volume.format)))
+}
+
+/// What shows through a volume, as layers that stay locked while they are held.
+pub(crate) fn layers_of(repo: &Repo, backing: &crate::record::Backing) -> Result<Vec<Layer>> {
+    let opened = open(repo, backing.image, Access::Read)?;
+    let mut layers = opened.chain.layers(&opened.volumes);
+    if let Some(first) = layers.first_mut() {
+        first.size = backing.size;
+    }
+    Ok(layers)
 }

@@ -29,6 +29,24 @@ pub(crate) fn image(repo: &Repo, id: ImageId) -> Result<()> {
     Ok(())
 }
 
+/// Removes what is left of an image that nobody was promised: one that was announced and never got a volume, a snapshot
+/// that no disk is to be frozen as; or one that is removed anyway.
+pub(crate) fn forsaken(repo: &Repo, id: ImageId) -> Result<()> {
+    repo.update_image(id, |now| {
+        if now.state != State::Pending {
+            return Ok(Change::Keep);
+        }
+        now.state = State::Removed;
+        Ok(Change::Put)
+    })?;
+    image(repo, id)
+}
+
+/// Forgets announcements of children that led to nothing.
+pub(crate) fn stale_children(repo: &Repo, id: ImageId) -> Result<()> {
+    in_demand(repo, id).map(drop)
+}
+
 /// Turns the tag into a tombstone, and lets go of what it had. False: something came to need it.
 fn entomb(repo: &Repo, record: &ImageRecord) -> Result<bool> {
     let id = record.id();
@@ -53,29 +71,39 @@ fn unwanted(record: &ImageRecord) -> bool {
 
 /// Whether a volume is built on the image, and clears away announcements that led to nothing.
 fn in_demand(repo: &Repo, id: ImageId) -> Result<bool> {
+    let mut demand = false;
     for child in repo.driver.children(id)? {
         let builds =
             |volume: &VolumeRecord| volume.backing.as_ref().is_some_and(|backing| backing.image == id);
-        match repo.volume(child)? {
-            Some(volume) if builds(&volume) => return Ok(true),
-            // Whoever is between marker and record must get a conflict, so that it starts again at the marker.
-            Some(volume) if !repo.replace(&mut volume.clone())? => return Ok(true),
-            None if !bury_unborn(repo, child)? => return Ok(true),
-            _ => {}
+        // Whoever is between marker and record must get a conflict, so that it starts again at the marker.
+        let stale = match repo.volume(child)? {
+            Some(volume) if builds(&volume) => false,
+            Some(volume) => repo.replace(&mut volume.clone())?,
+            None => bury_unborn(repo, child)?,
+        };
+        if stale {
+            repo.driver.unmark(Marker::Child(id, child))?;
         }
-        repo.driver.unmark(Marker::Child(id, child))?;
+        demand |= !stale;
     }
-    Ok(false)
+    Ok(demand)
 }
 
 /// Takes the first generation of a volume record that was announced and never written. False: somebody wrote it.
 fn bury_unborn(repo: &Repo, id: VolumeId) -> Result<bool> {
-    match repo.driver.delete(RecordKey::Volume(id), 0)? {
-        Put::Done(_) => Ok(true),
-        Put::Conflict => Ok(false),
-        Put::Unknown => Ok(repo.volume(id)?.is_none()),
+    for _ in 0..BURY_TRIES {
+        match repo.driver.delete(RecordKey::Volume(id), 0)? {
+            Put::Done(_) => return Ok(true),
+            Put::Conflict => return Ok(false),
+            // A record that is not seen may still come: only a tombstone that is known to be there is a fence.
+            Put::Unknown => {}
+        }
     }
+    Ok(false)
 }
+
+/// How often a burial is tried whose outcome the storage does not tell.
+const BURY_TRIES: u32 = 3;
 
 /// Makes a tombstone of the tag, unless something came to be built on it. False: it did, or somebody else changed it.
 fn bury(repo: &Repo, record: &ImageRecord) -> Result<bool> {

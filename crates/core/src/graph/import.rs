@@ -90,6 +90,14 @@ pub(crate) fn examine(path: &str, format: &str, host: &str) -> Result<Opened> {
     Ok(Opened { file, image, size })
 }
 
+/// Fails if some of the file's data cannot be read by this release, before anything is promised.
+pub(crate) fn ensure_readable(opened: &Opened, path: &str) -> Result<()> {
+    for run in opened.image.runs(0, opened.image.size()) {
+        run.map_err(|error| Error::from(error).context(format_args!("import file {path:?}")))?;
+    }
+    Ok(())
+}
+
 /// Opens the file of an import that was announced, if it still is the same.
 pub(crate) fn open(repo: &Repo, image: &ImageRecord, fill: &Fill) -> Result<Image> {
     let blob = fill.blob.ok_or_else(|| {

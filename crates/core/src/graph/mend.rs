@@ -12,6 +12,7 @@ use crate::{Error, ErrorKind, Result};
 
 use super::chain::{self, Chain, Resolved};
 use super::fill::{Filler, Start};
+use super::look::{Now, View};
 use super::{add, clean, in_use, mirror, replace, switch};
 
 /// Pause before a busy image is looked at again.
@@ -30,6 +31,7 @@ pub(crate) struct Mend {
     lock: Option<Box<dyn Guard>>,
     filler: Option<Box<Filler>>,
     base: Option<Box<Mend>>,
+    bandwidth: Option<u64>,
     busy: u32,
 }
 
@@ -43,8 +45,16 @@ impl Mend {
             lock: None,
             filler: None,
             base: None,
+            bandwidth: None,
             busy: 0,
         }
+    }
+
+    /// At most so many bytes per second, from now on and for whoever goes on.
+    #[must_use]
+    pub fn limited(mut self, bandwidth: Option<u64>) -> Self {
+        self.bandwidth = bandwidth;
+        self
     }
 
     /// First completes what the image is built on.
@@ -90,7 +100,7 @@ impl Mend {
         match volume.state {
             VolumeState::Filling => {
                 let stage = if self.optimize { "1/2" } else { "1/1" };
-                match Filler::start(&self.repo, env, image, volume.clone(), stage)? {
+                match Filler::start(&self.repo, env, image, volume.clone(), stage, self.bandwidth)? {
                     Start::Filling(filler) => self.filler = Some(filler),
                     Start::Replaced => {}
                     Start::NotYet => {
@@ -106,7 +116,7 @@ impl Mend {
                     self.lock = None;
                     let _order = super::lock_image(&self.repo, disk)?;
                     switch::complete(&self.repo, disk)?;
-                } else if self.held_by_disk(image)? {
+                } else if self.is_taken(image)? {
                     return Err(chain::broken(
                         &self.repo,
                         self.image,
@@ -122,19 +132,9 @@ impl Mend {
     }
 
     /// Whether a disk still writes the volume that this snapshot was to be on.
-    fn held_by_disk(&self, image: &ImageRecord) -> Result<bool> {
-        for holder in self.repo.driver.holders(image.volume)? {
-            let other = self.repo.image(holder)?;
-            if other.is_some_and(|other| {
-                other.id() != image.id()
-                    && other.kind == Kind::Disk
-                    && other.state == State::Live
-                    && other.holds(image.volume)
-            }) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+    fn is_taken(&self, image: &ImageRecord) -> Result<bool> {
+        let others = Now(&self.repo, Read::Fresh).held_by(image.volume)?;
+        Ok(others.iter().any(|other| switch::still_writes(other, image)))
     }
 
     fn live(&mut self, env: &Env<'_>, image: &ImageRecord) -> Result<Step> {
@@ -150,13 +150,15 @@ impl Mend {
                 replace::seal(&self.repo, image)?;
             } else {
                 let stage = if self.optimize { "2/2" } else { "1/1" };
-                if let Start::Filling(filler) = Filler::start(&self.repo, env, image, volume, stage)? {
+                if let Start::Filling(filler) =
+                    Filler::start(&self.repo, env, image, volume, stage, self.bandwidth)?
+                {
                     self.filler = Some(filler);
                 }
             }
             return Ok(Step::Again);
         }
-        let whole = match chain::resolve(&self.repo, image.clone(), Read::Fresh)? {
+        let whole = match chain::resolve(&Now(&self.repo, Read::Fresh), image.clone())? {
             Resolved::Whole(chain) => chain,
             Resolved::Broken(partial, _) => return Ok(self.complete_base(&partial)?.unwrap_or(Step::Done)),
         };

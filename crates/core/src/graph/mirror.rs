@@ -1,9 +1,9 @@
 //! The backing name in a qcow2 header mirrors the records, for QEMU.
 
-use vdsmstore_io::qcow2;
+use vdsmstore_io::{Device, qcow2};
 
 use crate::id::{ImageId, VolumeId};
-use crate::record::{VolumeRecord, VolumeState};
+use crate::record::{VolumeFormat, VolumeRecord, VolumeState};
 use crate::repo::{Change, Repo};
 use crate::repository::Access;
 use crate::{ErrorKind, Result};
@@ -33,13 +33,18 @@ pub(crate) fn correct(repo: &Repo, id: VolumeId) -> Result<bool> {
         Err(error) if error.kind() == ErrorKind::ImageInUse => return Ok(false),
         Err(error) => return Err(error),
     };
-    let _ = format;
-    qcow2::set_backing_name(&*opened.device, &wanted.to_string())?;
+    write(&*opened.device, Some((wanted, format)))?;
     repo.update_volume(id, |now| {
         now.mirror = Some(wanted);
         Ok(Change::Put)
     })?;
     Ok(true)
+}
+
+/// Makes a header name this volume, or none.
+pub(crate) fn write(device: &dyn Device, name: Option<(VolumeId, VolumeFormat)>) -> Result<()> {
+    let backing = name.map(|(id, format)| qcow2::Backing { name: id.to_string(), format: format.into() });
+    Ok(qcow2::set_backing(device, backing.as_ref())?)
 }
 
 /// Corrects the headers of all volumes that are built on the image. Those in use are left to whoever prepares them.

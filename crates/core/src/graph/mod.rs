@@ -3,13 +3,18 @@
 pub(crate) mod add;
 pub(crate) mod chain;
 pub(crate) mod clean;
+pub(crate) mod difference;
+pub(crate) mod export;
 pub(crate) mod fill;
 pub(crate) mod import;
 pub(crate) mod lease;
+pub(crate) mod look;
 pub(crate) mod mend;
+pub(crate) mod merge;
 pub(crate) mod mirror;
 pub(crate) mod remove;
 pub(crate) mod replace;
+pub(crate) mod resize;
 pub(crate) mod search;
 pub(crate) mod switch;
 pub(crate) mod view;
@@ -44,6 +49,12 @@ pub(crate) fn lock_image(repo: &Repo, id: ImageId) -> Result<Box<dyn Guard>> {
         thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(50));
     }
+}
+
+/// Takes the lock of an image while others are held: at once or not at all.
+pub(crate) fn try_lock(repo: &Repo, id: ImageId) -> Result<Box<dyn Guard>> {
+    let guard = repo.driver.lock_image(id)?;
+    guard.ok_or_else(|| in_use(repo, id, "another operation on it is under way"))
 }
 
 /// The error for an image that is in use.

@@ -10,6 +10,7 @@ use crate::repository::Read;
 use crate::{Error, ErrorKind, Result};
 
 use super::chain::{Resolved, resolve};
+use super::look::Now;
 
 /// Which repositories are searched, in order.
 #[derive(Clone, Debug)]
@@ -63,7 +64,7 @@ impl Search {
             {
                 continue;
             }
-            match resolve(&repo, record.clone(), Read::Fresh)? {
+            match resolve(&Now(&repo, Read::Fresh), record.clone())? {
                 Resolved::Whole(_) => return Ok(Found { repo, record }),
                 Resolved::Broken(_, reason) => {
                     broken.get_or_insert_with(|| super::chain::broken(&repo, id, &reason));
@@ -83,7 +84,7 @@ pub(crate) fn elsewhere(repos: &[Arc<Repo>], except: &Arc<Repo>, id: ImageId) ->
         let Some(record) = repo.image(id)? else { continue };
         if record.kind != Kind::Disk
             && record.can_back()
-            && matches!(resolve(repo, record, Read::Fresh)?, Resolved::Whole(_))
+            && matches!(resolve(&Now(repo, Read::Fresh), record)?, Resolved::Whole(_))
         {
             return Ok(Some(Arc::clone(repo)));
         }

@@ -12,7 +12,7 @@ use crate::{Error, ErrorKind, Result};
 use super::add::{self, Intended, NewImage, NewVolume};
 use super::chain::{self, MAX_DEPTH};
 use super::fill::create_qcow2;
-use super::{in_use, lease};
+use super::{in_use, lease, try_lock};
 
 /// Records that `new` is to be a snapshot of the disk as it is now. The caller holds the disk's lock.
 pub(crate) fn intend(repo: &Repo, disk: ImageId, new: &NewImage<'_>) -> Result<Intended> {
@@ -39,6 +39,7 @@ pub(crate) fn intend(repo: &Repo, disk: ImageId, new: &NewImage<'_>) -> Result<I
         return Err(Error::new(ErrorKind::TooManyVolumes, message).with("imageId", disk.to_string()));
     }
     let volume = record.volume;
+    let _new = try_lock(repo, new.id)?;
     repo.driver.mark(Marker::Holder(volume, new.id))?;
     let intended = (|| {
         let mut snapshot = add::pending(repo, new, volume)?;
@@ -51,7 +52,9 @@ pub(crate) fn intend(repo: &Repo, disk: ImageId, new: &NewImage<'_>) -> Result<I
             if now.volume != volume || now.open != record.open || now.state != State::Live {
                 return Err(in_use(repo, disk, "it changed meanwhile"));
             }
-            now.freeze.push(new.id);
+            if !now.freeze.contains(&new.id) {
+                now.freeze.push(new.id);
+            }
             Ok(Change::Put)
         });
         match frozen {
@@ -140,6 +143,9 @@ fn overlay(repo: &Repo, disk: &ImageRecord, frozen: &[ImageRecord], volume: &Vol
     top.mirror = Some(volume.id());
     add::ready(repo, &top)?;
     let switched = repo.update_image(disk.id(), |now| {
+        if now.volume == top.id() {
+            return Ok(Change::Keep);
+        }
         if now.volume != volume.id() || now.freeze != disk.freeze {
             return Err(in_use(repo, disk.id(), "it changed meanwhile"));
         }
@@ -149,8 +155,8 @@ fn overlay(repo: &Repo, disk: &ImageRecord, frozen: &[ImageRecord], volume: &Vol
         Ok(Change::Put)
     });
     if !matches!(switched, Ok(Some(_))) {
+        drop(opened);
         add::withdraw_volume(repo, &top, disk.id());
-        repo.driver.delete_volume(top.id(), opened)?;
         return Err(switched.err().unwrap_or_else(|| repo.image_not_found(disk.id())));
     }
     Ok(())
@@ -158,6 +164,7 @@ fn overlay(repo: &Repo, disk: &ImageRecord, frozen: &[ImageRecord], volume: &Vol
 
 /// A clone of the frozen volume for one snapshot; the disk keeps its own.
 fn clone_for(repo: &Repo, snapshot: &ImageRecord, volume: &VolumeRecord, opened: &OpenVolume) -> Result<()> {
+    let _order = try_lock(repo, snapshot.id())?;
     let new = NewVolume {
         format: volume.format,
         size: volume.size,
@@ -177,8 +184,9 @@ fn clone_for(repo: &Repo, snapshot: &ImageRecord, volume: &VolumeRecord, opened:
         Ok(Change::Put)
     })?;
     if sealed.is_none_or(|now| now.volume != copy.id()) {
+        drop(handle);
         add::withdraw_volume(repo, &copy, snapshot.id());
-        return repo.driver.delete_volume(copy.id(), handle);
+        return Ok(());
     }
     repo.driver.unmark(Marker::Holder(volume.id(), snapshot.id()))
 }
@@ -202,6 +210,14 @@ fn clear_freeze(repo: &Repo, disk: &ImageRecord) -> Result<()> {
     Ok(())
 }
 
+/// Whether the image is a disk that may still write the volume that this snapshot is to be on.
+pub(crate) fn still_writes(other: &ImageRecord, snapshot: &ImageRecord) -> bool {
+    other.id() != snapshot.id()
+        && other.kind == Kind::Disk
+        && other.state == State::Live
+        && other.holds(snapshot.volume)
+}
+
 /// The disk that is to be frozen as this pending snapshot, if there is one.
 pub(crate) fn disk_of(repo: &Repo, snapshot: &ImageRecord) -> Result<Option<ImageId>> {
     for holder in repo.driver.holders(snapshot.volume)? {
@@ -215,8 +231,13 @@ pub(crate) fn disk_of(repo: &Repo, snapshot: &ImageRecord) -> Result<Option<Imag
 /// An immutable image with the disk's data as it is now: one that exists, or a new hidden one. The caller holds no lock.
 pub(crate) fn freeze_as_base(repo: &Repo, disk: ImageId) -> Result<ImageRecord> {
     let _order = super::lock_image(repo, disk)?;
-    let record = repo.visible_image(disk)?;
+    let mut record = repo.visible_image(disk)?;
     lease::ensure_free(repo, &record)?;
+    if !record.freeze.is_empty() {
+        // What was asked for before may be what is wanted now.
+        complete(repo, disk)?;
+        record = repo.visible_image(disk)?;
+    }
     let below = repo.volume(record.volume)?.and_then(|volume| volume.backing).map(|backing| backing.image);
     for candidate in [below, record.frozen_as].into_iter().flatten() {
         if let Some(image) = repo.image(candidate)?

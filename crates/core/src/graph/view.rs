@@ -8,6 +8,7 @@ use crate::{ErrorKind, Result};
 
 use super::chain::{Chain, Resolved, resolve};
 use super::lease;
+use super::look::Now;
 
 /// Whether it can be used, and what is known of the work on it.
 pub(crate) fn status(repo: &Repo, image: &ImageRecord, tasks: Vec<TaskInfo>) -> Result<ImageStatus> {
@@ -29,12 +30,12 @@ pub(crate) fn status(repo: &Repo, image: &ImageRecord, tasks: Vec<TaskInfo>) -> 
 
 /// The status, and as much of the chain as is there.
 fn judge(repo: &Repo, image: &ImageRecord) -> Result<(Status, Chain)> {
-    if let Resolved::Whole(chain) = resolve(repo, image.clone(), Read::Relaxed)? {
+    if let Resolved::Whole(chain) = resolve(&Now(repo, Read::Relaxed), image.clone())? {
         return Ok((chain.status(), chain));
     }
     // What was read may have been moving: broken is only what is so twice.
     let now = repo.image(image.id())?.unwrap_or_else(|| image.clone());
-    Ok(match resolve(repo, now, Read::Fresh)? {
+    Ok(match resolve(&Now(repo, Read::Fresh), now)? {
         Resolved::Whole(chain) => (chain.status(), chain),
         Resolved::Broken(chain, _) => (Status::Broken, chain),
     })

@@ -23,7 +23,7 @@ pub(crate) struct TaskRequest {
     pub id: Option<String>,
     pub kind: &'static str,
     pub repo: Arc<Repo>,
-    pub image: ImageId,
+    pub image: Option<ImageId>,
     pub job: Box<dyn Job>,
 }
 

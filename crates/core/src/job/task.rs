@@ -16,7 +16,7 @@ pub(crate) struct Task {
     pub id: String,
     pub kind: &'static str,
     pub repo: Arc<Repo>,
-    pub image: ImageId,
+    pub image: Option<ImageId>,
     started: u64,
     cancelled: AtomicBool,
     done: AtomicU64,
@@ -34,7 +34,7 @@ pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Task {
-    pub fn new(id: String, kind: &'static str, repo: Arc<Repo>, image: ImageId) -> Self {
+    pub fn new(id: String, kind: &'static str, repo: Arc<Repo>, image: Option<ImageId>) -> Self {
         Self {
             id,
             kind,
@@ -68,8 +68,13 @@ impl Task {
 
     /// Whether it works on the image or reads it.
     pub fn concerns(&self, repo: &Arc<Repo>, image: ImageId) -> bool {
-        let same = |(other, id): &(Arc<Repo>, ImageId)| Arc::ptr_eq(other, repo) && *id == image;
-        same(&(Arc::clone(&self.repo), self.image)) || locked(&self.sources).iter().any(same)
+        self.works_on(repo, image)
+            || locked(&self.sources).iter().any(|(other, id)| Arc::ptr_eq(other, repo) && *id == image)
+    }
+
+    /// Whether it works on the image.
+    pub fn works_on(&self, repo: &Arc<Repo>, image: ImageId) -> bool {
+        Arc::ptr_eq(&self.repo, repo) && self.image == Some(image)
     }
 
     /// Whether it works on the repository or reads from it.
@@ -112,7 +117,7 @@ impl Task {
             task_id: self.id.clone(),
             task_type: self.kind,
             repo_id: self.repo.id.clone(),
-            image_id: Some(self.image),
+            image_id: self.image,
             stage: self.stage(),
             percent_complete: self.percent(),
             bytes_done: self.done.load(Ordering::Relaxed),

@@ -26,6 +26,9 @@ pub const MAX_SIZE: u64 = (1 << 53) - SECTOR;
 /// Sizes are multiples of this.
 pub const SECTOR: u64 = 512;
 
+/// How many earlier nonces a record keeps.
+pub const REMEMBERED: usize = 8;
+
 /// Who wrote a record last as its owner.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
@@ -49,6 +52,9 @@ pub struct Header {
     pub epoch: u64,
     /// Random, new with each put: tells whether a put whose outcome is unknown has happened.
     pub nonce: Uuid,
+    /// The nonces of the generations before, newest first: a put that others built upon is told by them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub before: Vec<Uuid>,
     /// Who works on it.
     pub owner: Owner,
 }

@@ -385,6 +385,10 @@ fn known(format: &str) -> Result<Known> {
                 format!("repository format {format:?} is newer than this release, which knows localfs-1.0");
             Err(Error::new(ErrorKind::VersionTooNew, message))
         }
+        ("nfs" | "clvm" | "rbd", _) => {
+            let message = format!("repository format {format:?} is not supported by this release");
+            Err(Error::new(ErrorKind::UnsupportedOperation, message))
+        }
         _ => {
             let message =
                 format!("no driver for repository format {format:?}; this release knows localfs-1.0");

@@ -6,7 +6,7 @@ use crate::graph::add::{self, Intended, NewImage, NewVolume};
 use crate::graph::search::{Found, Search};
 use crate::graph::{chain, clean, import, lease, lock_image, switch};
 use crate::id::{BlobId, ImageId, Token};
-use crate::options::{AutoFix, CopyOptions, CreateOptions, Strategy};
+use crate::options::{AutoFix, Bandwidth, CopyOptions, CreateOptions, Strategy};
 use crate::record::{Backing, Fill, How, ImageRecord, Kind, Source, State, VolumeFormat, VolumeRecord};
 use crate::repo::{Change, Repo};
 use crate::repository::{CopyOnWrite, Read};
@@ -154,7 +154,7 @@ fn on_base(
     }
     let here = Arc::ptr_eq(&found.repo, repo);
     if !here && options.strategy == Strategy::Performance {
-        return Ok((size, full_copy(&found, size, options.strategy)));
+        return Ok((size, full_copy(&found, size, options.strategy, options.bandwidth)));
     }
     if !here {
         bring(store, repo, &found, options)?;
@@ -172,10 +172,10 @@ fn on_base(
 /// Has the snapshot copied to the repository, under its id.
 fn bring(store: &Store, repo: &Arc<Repo>, found: &Found, options: &CreateOptions) -> Result<()> {
     let strategy = Strategy::Space;
-    let volume = full_copy(found, found.record.size, strategy);
+    let volume = full_copy(found, found.record.size, strategy, options.bandwidth);
     let user_data = found.repo.user_data(&found.record)?;
     let started = snapshot_copy(repo, found, volume, user_data.get(), strategy)?;
-    if options.auto_fix != AutoFix::Off && started.state == State::Pending {
+    if options.auto_fix != AutoFix::Off && (started.state == State::Pending || started.next.is_some()) {
         store.mend(repo, found.record.id(), None, AutoFix::On)?;
     }
     Ok(())
@@ -198,9 +198,10 @@ fn clone_of(repo: &Repo, base: ImageId, size: u64) -> Result<Option<NewVolume>> 
 }
 
 /// A raw volume with all data of an image.
-fn full_copy(found: &Found, size: u64, strategy: Strategy) -> NewVolume {
+fn full_copy(found: &Found, size: u64, strategy: Strategy, bandwidth: Option<Bandwidth>) -> NewVolume {
     let mut fill = Fill { source: Some(source_of(found)), ..Fill::simple(How::Copy) };
     fill.preallocate = strategy == Strategy::Performance;
+    fill.bandwidth = bandwidth.map(|limit| limit.0);
     NewVolume { format: VolumeFormat::Raw, size, backing: None, fill }
 }
 
@@ -288,6 +289,7 @@ pub(super) fn copy(
         image_hints: options.image_hints.clone(),
         image_id: options.image_id.clone(),
         task_id: options.task_id.clone(),
+        bandwidth: options.bandwidth,
     };
     let search = store.search(&create);
     let kind = if options.mutable { "disk" } else { "snapshot" };
@@ -300,10 +302,11 @@ pub(super) fn copy(
         // Whoever writes it would change what is being read.
         store.explained(&found.repo, image, lease::ensure_free(&found.repo, &found.record))?;
     }
-    let volume = match base {
-        None => full_copy(&found, found.record.size, options.strategy),
+    let mut volume = match base {
+        None => full_copy(&found, found.record.size, options.strategy, options.bandwidth),
         Some(base) => difference(&repo, &search, &found, base, options.partial)?,
     };
+    volume.fill.bandwidth = options.bandwidth.map(|limit| limit.0);
     if found.record.kind == Kind::Snapshot {
         if options.image_id.is_some() && id != image {
             return Err(invalid("imageId", format!("the copy of snapshot {image} keeps its id")));
@@ -410,6 +413,11 @@ fn snapshot_copy(
                     return Ok(image);
                 }
                 clean::image(repo, id)?;
+                if let Some(image) = repo.image(id)?.filter(|image| image.state == State::Removed)
+                    && let Some(image) = begin_again(repo, &image, volume.clone(), user_data)?
+                {
+                    return Ok(image);
+                }
             }
             State::Absorbed => {}
         }
@@ -440,8 +448,42 @@ fn resurrect(repo: &Repo, removed: &ImageRecord, user_data: &str) -> Result<Opti
     }
 }
 
+/// Makes a removed snapshot whose data is not here, but which others are built on, pending on a new volume.
+fn begin_again(
+    repo: &Repo,
+    removed: &ImageRecord,
+    volume: NewVolume,
+    user_data: &str,
+) -> Result<Option<ImageRecord>> {
+    let id = removed.id();
+    if removed.kind != Kind::Snapshot || chain::whole(repo, removed.clone(), Read::Fresh).is_ok() {
+        return Ok(None);
+    }
+    let _order = lock_image(repo, id)?;
+    let new = add::announce_volume(repo, volume, id)?;
+    let stored = repo.store_user_data(id, user_data)?;
+    let mut pending = ImageRecord {
+        state: State::Pending,
+        volume: new.id(),
+        next: None,
+        user_data: stored,
+        ..removed.clone()
+    };
+    if !repo.replace(&mut pending)? {
+        add::drop_user_data(repo, &pending);
+        add::withdraw_volume(repo, &new, id);
+        return Ok(None);
+    }
+    add::drop_user_data(repo, removed);
+    for old in [Some(removed.volume), removed.next].into_iter().flatten() {
+        clean::volume(repo, old)?;
+    }
+    Ok(Some(pending))
+}
+
 /// A live snapshot that cannot be read here gets a new volume, filled from where it can.
 fn refill(repo: &Repo, present: &ImageRecord, volume: NewVolume) -> Result<ImageRecord> {
+    let _order = lock_image(repo, present.id())?;
     let next = add::announce_volume(repo, volume, present.id())?;
     let mut record = ImageRecord { next: Some(next.id()), ..present.clone() };
     if !repo.replace(&mut record)? {
@@ -466,13 +508,16 @@ pub(super) fn import(
     if let Some(id) = answered(&repo, id, request.as_ref())? {
         return Ok(id);
     }
-    let import::Opened { file, size, .. } = import::examine(path, format, &store.0.host_id)?;
+    let examined = import::examine(path, format, &store.0.host_id)?;
+    import::ensure_readable(&examined, path)?;
+    let import::Opened { file, size, .. } = examined;
     let bytes = serde_json::to_vec(&file).map_err(|error| {
         Error::new(ErrorKind::Internal, format!("the name of a file cannot be written: {error}"))
     })?;
     let blob = BlobId::random();
     repo.driver.put_blob(id, blob, &bytes)?;
     let mut fill = Fill { blob: Some(blob), ..Fill::simple(How::Import) };
+    fill.bandwidth = options.bandwidth.map(|limit| limit.0);
     fill.preallocate = options.strategy == Strategy::Performance;
     let volume = NewVolume { format: VolumeFormat::Raw, size, backing: None, fill };
     let strategy = options.strategy;

@@ -2,6 +2,8 @@
 
 mod create;
 mod prepare;
+mod repair;
+mod transfer;
 mod validate;
 
 use std::fmt;
@@ -315,13 +317,13 @@ impl Store {
         self.explained(&repo, id, graph::remove::remove(&repo, id, open))?;
         // What still works on it here need not find out by itself.
         for task in self.0.pool.running() {
-            if task.image == id && Arc::ptr_eq(&task.repo, &repo) {
+            if task.works_on(&repo, id) {
                 task.cancel();
             }
         }
         if options.auto_fix != AutoFix::Off {
             let job = Box::new(Clean { repo: Arc::clone(&repo), image: id });
-            let id = TaskRequest { id: options.task_id.clone(), kind: "clean", repo, image: id, job };
+            let id = TaskRequest { id: options.task_id.clone(), kind: "clean", repo, image: Some(id), job };
             self.0.pool.start(id)?;
         }
         Ok(())
@@ -341,11 +343,7 @@ impl Store {
 
     fn tasks_on(&self, repo: &Arc<Repo>, id: ImageId) -> Vec<TaskInfo> {
         let tasks = self.0.pool.running();
-        tasks
-            .iter()
-            .filter(|task| task.image == id && Arc::ptr_eq(&task.repo, repo))
-            .map(|task| task.info())
-            .collect()
+        tasks.iter().filter(|task| task.works_on(repo, id)).map(|task| task.info()).collect()
     }
 
     /// What it is.
@@ -480,7 +478,7 @@ impl Store {
         };
         loop {
             let tasks = self.0.pool.running();
-            if let Some(task) = tasks.iter().find(|task| task.image == id && Arc::ptr_eq(&task.repo, &repo)) {
+            if let Some(task) = tasks.iter().find(|task| task.works_on(&repo, id)) {
                 if !task.wait(deadline) {
                     return Err(late());
                 }
@@ -501,6 +499,7 @@ impl Store {
 
     /// Waits for a task; its failure is the error. Raises `TaskNotFound`, `Timeout`.
     pub fn wait_task(&self, task_id: &str, timeout: Option<Duration>) -> Result<()> {
+        self.alive()?;
         let task = self.0.pool.find(task_id).ok_or_else(|| {
             Error::new(ErrorKind::TaskNotFound, format!("no task {task_id:?} is known"))
                 .with("taskId", task_id)
@@ -579,7 +578,7 @@ impl Store {
 
 fn mend_request(repo: &Arc<Repo>, id: ImageId, task_id: Option<&str>, auto_fix: AutoFix) -> TaskRequest {
     let job: Box<dyn Job> = Box::new(Mend::new(repo, id, auto_fix == AutoFix::Optimized));
-    TaskRequest { id: task_id.map(str::to_owned), kind: "mend", repo: Arc::clone(repo), image: id, job }
+    TaskRequest { id: task_id.map(str::to_owned), kind: "mend", repo: Arc::clone(repo), image: Some(id), job }
 }
 
 impl Inner {

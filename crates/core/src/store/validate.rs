@@ -60,10 +60,5 @@ pub(super) fn size(size: i64) -> Result<u64> {
 
 /// A short text that two calls share only if they asked for the same.
 pub(super) fn request(verb: &str, arguments: &[&str]) -> String {
-    // FNV-1a, 64 bits: its definition does not change, and nobody gains from a collision with his own call.
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for byte in arguments.iter().flat_map(|argument| argument.bytes().chain([0])) {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    }
-    format!("{verb} {hash:016x}")
+    format!("{verb} {:016x}", crate::checksum(arguments))
 }

@@ -1,0 +1,365 @@
+//! Check: what is wrong with a repository, or could be better, found by looking. Takes no locks, changes nothing.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::fix::{self, Action, Cost, Fix};
+use crate::graph::chain::{Chain, Resolved, resolve};
+use crate::graph::look::{Everything, Now, View};
+use crate::graph::merge::{self, Direction};
+use crate::graph::search::elsewhere;
+use crate::graph::{lease, mirror, switch};
+use crate::id::{BlobId, ImageId, VolumeId};
+use crate::record::{ImageRecord, Kind, State, VolumeRecord, VolumeState};
+use crate::repo::Repo;
+use crate::repository::{Marker, Read};
+use crate::{Result, Status};
+
+/// What a metadata change costs at most, in bytes.
+const SMALL: u64 = 1 << 20;
+
+/// Lists the fixes of a repository.
+pub(crate) fn check(repo: &Arc<Repo>, repos: &[Arc<Repo>], exact: bool) -> Result<Vec<Fix>> {
+    let all = Everything::read(repo)?;
+    let judge = Judge { repo, repos, view: &all };
+    let mut actions = Vec::new();
+    for image in all.images.values() {
+        actions.extend(judge.image(image)?);
+    }
+    for volume in all.volumes.values() {
+        actions.extend(judge.volume(volume.id())?);
+    }
+    let unrecorded =
+        all.objects.iter().filter(|id| !all.volumes.contains_key(id) && !all.corrupt.contains(&id.0));
+    actions.extend(unrecorded.map(|id| Action::CleanObject(*id)));
+    for marker in &all.markers {
+        actions.extend(judge.marker(*marker)?);
+    }
+    for (image, blob) in &all.blobs {
+        actions.extend(judge.blob(*image, *blob)?);
+    }
+    for image in &all.progress {
+        actions.extend(judge.progress(*image)?);
+    }
+    actions.push(Action::Sweep);
+    // The pieces were read one after the other, and others go on working: only what is still so is listed.
+    let mut confirmed = Vec::with_capacity(actions.len());
+    for action in actions {
+        if needs_now(repo, repos, action, Read::Relaxed)? == Some(action) {
+            confirmed.push(action);
+        }
+    }
+    let actions = confirmed;
+    let mut seen = BTreeSet::new();
+    let mut fixes = Vec::with_capacity(actions.len());
+    for action in actions {
+        let fix = describe(repo, &all, action, exact)?;
+        if seen.insert(fix.data.to_string()) {
+            fixes.push(fix);
+        }
+    }
+    Ok(fixes)
+}
+
+/// What one object needs now, as a check would list it.
+pub(crate) fn needs(repo: &Arc<Repo>, repos: &[Arc<Repo>], action: Action) -> Result<Option<Action>> {
+    needs_now(repo, repos, action, Read::Fresh)
+}
+
+fn needs_now(repo: &Arc<Repo>, repos: &[Arc<Repo>], action: Action, read: Read) -> Result<Option<Action>> {
+    let now = Now(repo, read);
+    let judge = Judge { repo, repos, view: &now };
+    match action {
+        Action::Mend(id) | Action::Optimize(id) | Action::Merge(id) | Action::CleanImage(id) => {
+            match now.image(id)? {
+                Some(image) => judge.image(&image),
+                None => Ok(None),
+            }
+        }
+        Action::CleanVolume(id) => judge.volume(id),
+        Action::CleanObject(id) => judge.object(id),
+        Action::CleanMarker(marker) => judge.marker(marker),
+        Action::CleanBlob(image, blob) => judge.blob(image, blob),
+        Action::CleanProgress(id) => judge.progress(id),
+        Action::Sweep => Ok((repo.driver.leftovers()? > 0).then_some(Action::Sweep)),
+    }
+}
+
+struct Judge<'a, V> {
+    repo: &'a Arc<Repo>,
+    repos: &'a [Arc<Repo>],
+    view: &'a V,
+}
+
+impl<V: View> Judge<'_, V> {
+    fn image(&self, image: &ImageRecord) -> Result<Option<Action>> {
+        let id = image.id();
+        let outcome = match image.state {
+            State::Pending => self.pending(image),
+            State::Live if image.kind != Kind::Hidden => self.live(image),
+            State::Live | State::Removed | State::Absorbed => self.unwanted(image),
+        };
+        match outcome {
+            // What hangs on a record that cannot be understood is left alone.
+            Err(error) if error.is_bad_record() => Ok(None),
+            Err(error) => Err(error.context(format_args!("image {id}"))),
+            Ok(action) => Ok(action),
+        }
+    }
+
+    fn pending(&self, image: &ImageRecord) -> Result<Option<Action>> {
+        let id = image.id();
+        let volume = self.view.volume(image.volume)?;
+        Ok(Some(match volume.map(|volume| volume.state) {
+            None | Some(VolumeState::Doomed) => Action::CleanImage(id),
+            Some(VolumeState::Filling) => Action::Mend(id),
+            Some(VolumeState::Ready) => {
+                let others = self.view.held_by(image.volume)?;
+                let promised = others.iter().any(|other| other.freeze.contains(&id));
+                let taken = others.iter().any(|other| switch::still_writes(other, image));
+                if taken && !promised { Action::CleanImage(id) } else { Action::Mend(id) }
+            }
+        }))
+    }
+
+    fn live(&self, image: &ImageRecord) -> Result<Option<Action>> {
+        let id = image.id();
+        // Whoever holds it completes it, or lets go of it.
+        if lease::holder(self.repo, image)?.is_some() {
+            return Ok(None);
+        }
+        if !image.freeze.is_empty() || image.next.is_some() {
+            return Ok(Some(Action::Mend(id)));
+        }
+        let fetch = || -> Result<Option<Action>> {
+            let there = image.kind == Kind::Snapshot && elsewhere(self.repos, self.repo, id)?.is_some();
+            Ok(there.then_some(Action::Mend(id)))
+        };
+        match resolve(self.view, image.clone())? {
+            Resolved::Broken(partial, _) => {
+                // What it is built on has a fix of its own, if it is here at all.
+                let base = partial.links.last().and_then(|link| link.volume.backing.as_ref());
+                let coming = match base {
+                    Some(base) => {
+                        self.view.image(base.image)?.is_some_and(|base| base.state == State::Pending)
+                    }
+                    None => false,
+                };
+                if coming { Ok(None) } else { fetch() }
+            }
+            Resolved::Whole(chain) => {
+                if !self.view.object(chain.top().volume.id())? {
+                    return fetch();
+                }
+                if !self.is_mirrored(&chain)? {
+                    return Ok(Some(Action::Mend(id)));
+                }
+                Ok((chain.status() == Status::Degraded).then_some(Action::Optimize(id)))
+            }
+        }
+    }
+
+    fn is_mirrored(&self, chain: &Chain) -> Result<bool> {
+        let volume = &chain.top().volume;
+        let Some(base) = chain.links.get(1) else { return Ok(true) };
+        Ok(volume.mirror == Some(base.volume.id()) || mirror::is_current(self.repo, volume)?)
+    }
+
+    fn unwanted(&self, image: &ImageRecord) -> Result<Option<Action>> {
+        let id = image.id();
+        if self.view.built_on(id)?.is_empty() {
+            return Ok(Some(Action::CleanImage(id)));
+        }
+        let Some(pair) = merge::candidate(self.view, image)? else { return Ok(None) };
+        // A removed image on top goes first; one that is in use is waited for.
+        let goes =
+            matches!(pair.upper.state, State::Removed) && self.view.built_on(pair.upper.id())?.is_empty();
+        if goes || lease::holder(self.repo, &pair.upper)?.is_some() {
+            return Ok(None);
+        }
+        Ok(Some(Action::Merge(id)))
+    }
+
+    fn volume(&self, id: VolumeId) -> Result<Option<Action>> {
+        let held = match self.view.held_by(id) {
+            Err(error) if error.is_bad_record() => return Ok(None),
+            other => !other?.is_empty(),
+        };
+        let exists = match self.view.volume(id) {
+            Err(error) if error.is_bad_record() => return Ok(None),
+            other => other?.is_some(),
+        };
+        Ok((exists && !held).then_some(Action::CleanVolume(id)))
+    }
+
+    fn object(&self, id: VolumeId) -> Result<Option<Action>> {
+        let garbage = self.view.object(id)?
+            && match self.view.volume(id) {
+                Err(error) if error.is_bad_record() => return Ok(None),
+                other => other?.is_none(),
+            };
+        Ok(garbage.then_some(Action::CleanObject(id)))
+    }
+
+    fn marker(&self, marker: Marker) -> Result<Option<Action>> {
+        let borne_out = match marker {
+            Marker::Child(image, volume) => match self.view.volume(volume) {
+                Err(error) if error.is_bad_record() => true,
+                other => {
+                    other?.and_then(|volume| volume.backing).is_some_and(|backing| backing.image == image)
+                }
+            },
+            Marker::Holder(volume, image) => match self.view.image(image) {
+                Err(error) if error.is_bad_record() => true,
+                // While the volume is there, its own cleaning takes the marker along.
+                other => other?.is_some_and(|image| image.holds(volume)) || self.cleans(volume)?,
+            },
+        };
+        Ok((!borne_out).then_some(Action::CleanMarker(marker)))
+    }
+
+    fn cleans(&self, volume: VolumeId) -> Result<bool> {
+        Ok(self.volume(volume)?.is_some())
+    }
+
+    fn blob(&self, owner: ImageId, blob: BlobId) -> Result<Option<Action>> {
+        let image = match self.view.image(owner) {
+            Err(error) if error.is_bad_record() => return Ok(None),
+            other => other?,
+        };
+        let named = match &image {
+            None => false,
+            Some(image) => {
+                let filling =
+                    self.view.volume(image.volume)?.and_then(|volume| volume.fill).and_then(|fill| fill.blob);
+                image.user_data.is_some_and(|data| data.blob == blob) || filling == Some(blob)
+            }
+        };
+        Ok((!named).then_some(Action::CleanBlob(owner, blob)))
+    }
+
+    fn progress(&self, id: ImageId) -> Result<Option<Action>> {
+        let image = match self.view.image(id) {
+            Err(error) if error.is_bad_record() => return Ok(None),
+            other => other?,
+        };
+        let unfinished = match &image {
+            None => false,
+            Some(image) => image.state == State::Pending || image.next.is_some() || self.is_merging(image)?,
+        };
+        Ok((!unfinished).then_some(Action::CleanProgress(id)))
+    }
+}
+
+impl<V: View> Judge<'_, V> {
+    /// Whether what the image is built on is to be merged with it: its progress is that of the merge.
+    fn is_merging(&self, image: &ImageRecord) -> Result<bool> {
+        let base =
+            self.view.volume(image.volume)?.and_then(|volume| volume.backing).map(|backing| backing.image);
+        let Some(base) = base else { return Ok(false) };
+        let Some(lower) = self.view.image(base)? else { return Ok(false) };
+        Ok(merge::candidate(self.view, &lower)?.is_some_and(|pair| pair.upper.id() == image.id()))
+    }
+}
+
+/// The fix as callers get it.
+fn describe(repo: &Repo, all: &Everything, action: Action, exact: bool) -> Result<Fix> {
+    let observed = observed(all, action);
+    Ok(Fix {
+        fix_type: action.fix_type(),
+        image_id: action.image(),
+        description: text(all, action),
+        cost: cost(repo, all, action, exact)?,
+        data: fix::write(repo.driver.repository_nonce(), action, observed),
+    })
+}
+
+fn observed(all: &Everything, action: Action) -> Vec<(Uuid, u64)> {
+    let image = action.image().and_then(|id| all.images.get(&id));
+    let volume = match action {
+        Action::CleanVolume(id) => Some(id),
+        _ => image.map(|image| image.volume),
+    };
+    let volume = volume.and_then(|id| all.volumes.get(&id));
+    let headers = image.map(|image| &image.header).into_iter().chain(volume.map(|volume| &volume.header));
+    headers.map(|header| (header.id, header.generation)).collect()
+}
+
+fn text(all: &Everything, action: Action) -> String {
+    let kind = |id: ImageId| match all.images.get(&id).map(|image| image.kind) {
+        Some(Kind::Disk) => "virtual disk",
+        Some(Kind::Snapshot) => "snapshot",
+        _ => "inner image",
+    };
+    match action {
+        Action::Mend(id) => format!("complete {} {id}", kind(id)),
+        Action::Optimize(id) => format!("give {} {id} its best representation", kind(id)),
+        Action::Merge(id) => format!("merge the removed image {id} with the one that is built on it"),
+        Action::CleanImage(id) => format!("remove what is left of image {id}"),
+        Action::CleanVolume(id) => format!("remove volume {id}, which no image uses"),
+        Action::CleanObject(id) => format!("remove data object {id}, which has no record"),
+        Action::CleanMarker(Marker::Child(image, volume)) => {
+            format!("forget that volume {volume} might be built on image {image}")
+        }
+        Action::CleanMarker(Marker::Holder(volume, image)) => {
+            format!("forget that image {image} might use volume {volume}")
+        }
+        Action::CleanBlob(image, _) => format!("remove text of image {image} that is not used any more"),
+        Action::CleanProgress(id) => format!("forget the progress of image {id}, which is complete"),
+        Action::Sweep => "remove temporary files of stores that are gone".to_owned(),
+    }
+}
+
+fn cost(repo: &Repo, all: &Everything, action: Action, exact: bool) -> Result<Cost> {
+    let allocated = |id: VolumeId| if all.objects.contains(&id) { repo.driver.allocated(id) } else { Ok(0) };
+    let image = action.image().and_then(|id| all.images.get(&id));
+    let cost = match (action, image) {
+        (Action::Mend(_), Some(image)) => {
+            let volume = all.volumes.get(&image.next.unwrap_or(image.volume));
+            let moves = volume
+                .filter(|volume| volume.state == VolumeState::Filling)
+                .map_or(0, |volume| bytes_left(repo, image, volume));
+            Cost { read: moves + SMALL, write: moves + SMALL, frees: 0, needs: moves + SMALL }
+        }
+        (Action::Optimize(_), Some(image)) => {
+            let frees = allocated(image.volume)?;
+            Cost { read: image.size, write: image.size, frees, needs: image.size }
+        }
+        (Action::Merge(_), Some(image)) => match merge::candidate(all, image)? {
+            None => Cost::default(),
+            Some(pair) => {
+                let (lower, upper) = (allocated(pair.lower_volume.id())?, allocated(pair.upper_volume.id())?);
+                let moves = match merge::direction(repo, &pair)? {
+                    Direction::Up => lower,
+                    Direction::Down => upper,
+                };
+                Cost { read: moves, write: moves + SMALL, frees: moves, needs: moves + SMALL }
+            }
+        },
+        (Action::CleanImage(_), Some(image)) if all.held_by(image.volume)?.len() < 2 => {
+            Cost { frees: allocated(image.volume)?, ..Cost::default() }
+        }
+        (Action::CleanVolume(id) | Action::CleanObject(id), _) => {
+            Cost { frees: allocated(id)?, ..Cost::default() }
+        }
+        (Action::Sweep, _) => Cost { frees: repo.driver.leftovers()?, ..Cost::default() },
+        _ => Cost::default(),
+    };
+    match (action, image) {
+        (Action::Mend(_) | Action::Optimize(_) | Action::Merge(_), Some(image)) if exact => {
+            Ok(crate::fix::exact_cost(repo, all, action, image)?.unwrap_or(cost))
+        }
+        _ => Ok(cost),
+    }
+}
+
+/// What is left to fill, by the last watermark.
+fn bytes_left(repo: &Repo, image: &ImageRecord, volume: &VolumeRecord) -> u64 {
+    let done = match repo.progress(image.id()) {
+        Ok(Some(progress)) if progress.volume == volume.id() => progress.watermark,
+        _ => 0,
+    };
+    volume.size.saturating_sub(done)
+}

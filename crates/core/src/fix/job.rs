@@ -1,0 +1,165 @@
+//! The job that runs one fix.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Action;
+use crate::check;
+use crate::graph::mend::Mend;
+use crate::graph::merge::{self, Merge};
+use crate::graph::{clean, try_lock};
+use crate::id::VolumeId;
+use crate::job::{Env, Job, Step};
+use crate::repo::Repo;
+use crate::repository::{Access, Guard, Marker};
+use crate::{Error, ErrorKind, Result};
+
+/// Pause before something busy is tried again.
+const BUSY: Duration = Duration::from_millis(50);
+/// Tries of something busy before the task gives up: about two seconds.
+const BUSY_TRIES: u32 = 40;
+
+enum Work {
+    /// Nothing is known yet.
+    Look,
+    Mend(Box<Mend>),
+    Merge(Box<Merge>),
+}
+
+/// Runs a fix: looks what its object needs now, and does that if it is what the fix says.
+pub(crate) struct FixJob {
+    repo: Arc<Repo>,
+    action: Action,
+    bandwidth: Option<u64>,
+    work: Work,
+    tries: u32,
+}
+
+impl FixJob {
+    pub fn new(repo: &Arc<Repo>, action: Action, bandwidth: Option<u64>) -> Self {
+        Self { repo: Arc::clone(repo), action, bandwidth, work: Work::Look, tries: 0 }
+    }
+
+    fn look(&mut self, env: &Env<'_>) -> Result<Step> {
+        let needed = check::needs(&self.repo, &env.repos, self.action)?;
+        match needed {
+            None => return Ok(Step::Done),
+            Some(needed) if needed == self.action => {}
+            // Somebody completed it; that it could be better still is another fix.
+            Some(Action::Optimize(_)) if matches!(self.action, Action::Mend(_)) => return Ok(Step::Done),
+            Some(needed) => {
+                let message = format!("fix refused: it is stale, what is needed now is {needed:?}");
+                return Err(Error::new(ErrorKind::FixRefused, message));
+            }
+        }
+        match self.action {
+            Action::Mend(id) => {
+                self.work = Work::Mend(Box::new(Mend::new(&self.repo, id, false).limited(self.bandwidth)));
+                return Ok(Step::Again);
+            }
+            Action::Optimize(id) => {
+                self.work = Work::Mend(Box::new(Mend::new(&self.repo, id, true).limited(self.bandwidth)));
+                return Ok(Step::Again);
+            }
+            Action::Merge(id) => {
+                if let Some(merge) = merge::begin(&self.repo, env, id)? {
+                    self.work = Work::Merge(Box::new(merge));
+                    return Ok(Step::Again);
+                }
+            }
+            Action::CleanImage(id) => {
+                let _order = try_lock(&self.repo, id)?;
+                clean::forsaken(&self.repo, id)?;
+            }
+            Action::CleanVolume(id) => {
+                let _orders = self.lock_holders(id)?;
+                clean::volume(&self.repo, id)?;
+            }
+            Action::CleanObject(id) => self.object(id)?,
+            Action::CleanMarker(marker) => self.marker(marker)?,
+            Action::CleanBlob(image, blob) => {
+                let _order = try_lock(&self.repo, image)?;
+                if check::needs(&self.repo, &env.repos, self.action)? == Some(self.action) {
+                    self.repo.driver.delete_blob(image, blob)?;
+                }
+            }
+            Action::CleanProgress(id) => {
+                let _order = try_lock(&self.repo, id)?;
+                if check::needs(&self.repo, &env.repos, self.action)? == Some(self.action) {
+                    self.repo.driver.delete_progress(id)?;
+                }
+            }
+            Action::Sweep => self.repo.driver.sweep()?,
+        }
+        // What is still there was in use.
+        if check::needs(&self.repo, &env.repos, self.action)? == Some(self.action) {
+            return Err(Error::new(
+                ErrorKind::ImageInUse,
+                format!("fix {:?}: something is in use", self.action),
+            ));
+        }
+        Ok(Step::Done)
+    }
+
+    /// A volume that was only just announced has an image that is being made, under its lock.
+    fn lock_holders(&self, id: VolumeId) -> Result<Vec<Box<dyn Guard>>> {
+        self.repo.driver.holders(id)?.into_iter().map(|image| try_lock(&self.repo, image)).collect()
+    }
+
+    fn object(&self, id: VolumeId) -> Result<()> {
+        let opened = self.repo.driver.open_volume(id, Access::Write)?;
+        if self.repo.volume(id)?.is_none() {
+            self.repo.driver.delete_volume(id, opened)?;
+        }
+        Ok(())
+    }
+
+    fn marker(&self, marker: Marker) -> Result<()> {
+        match marker {
+            Marker::Child(image, _) => {
+                let _order = try_lock(&self.repo, image)?;
+                clean::stale_children(&self.repo, image)
+            }
+            Marker::Holder(volume, image) => {
+                let _order = try_lock(&self.repo, image)?;
+                if self.repo.image(image)?.is_none_or(|image| !image.holds(volume)) {
+                    self.repo.driver.unmark(marker)?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Job for FixJob {
+    fn step(&mut self, env: &Env<'_>) -> Result<Step> {
+        match &mut self.work {
+            Work::Mend(mend) => mend.step(env),
+            Work::Merge(merge) => {
+                if merge.step(env)? != Step::Done {
+                    return Ok(Step::Again);
+                }
+                if let Work::Merge(merge) = std::mem::replace(&mut self.work, Work::Look) {
+                    merge.finish()?;
+                }
+                Ok(Step::Done)
+            }
+            Work::Look => match self.look(env) {
+                Err(error) if error.kind() == ErrorKind::ImageInUse && self.tries < BUSY_TRIES => {
+                    self.tries += 1;
+                    Ok(Step::Later(BUSY))
+                }
+                outcome => outcome,
+            },
+        }
+    }
+
+    fn failed(&mut self, error: &Error) {
+        match &mut self.work {
+            Work::Mend(mend) => mend.failed(error),
+            Work::Merge(merge) => merge.failed(error),
+            // Nothing was begun.
+            Work::Look => {}
+        }
+    }
+}

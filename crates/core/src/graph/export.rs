@@ -1,0 +1,154 @@
+//! Export: an image written to a file outside, which gets its name only when it is whole.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use vdsmstore_io::{Control, Device, FileDevice, Format, Image, Layer, Target, execute, plan, qcow2};
+
+use crate::job::{Env, Job, Step};
+use crate::{Error, ErrorKind, Result};
+
+use super::chain::OpenChain;
+use super::fill::{Limit, STEP};
+
+/// A file to be made.
+pub(crate) struct Destination {
+    path: PathBuf,
+    /// The name until it is whole.
+    part: PathBuf,
+    format: Format,
+    overwrite: bool,
+}
+
+fn failed(what: &'static str, path: &Path, error: std::io::Error) -> Error {
+    vdsmstore_io::Error::os(what, error).with_path(path).into()
+}
+
+impl Destination {
+    /// Judges a path: absolute, in a directory that exists, free unless it may be overwritten.
+    pub fn new(path: &str, format: Format, overwrite: bool) -> Result<Self> {
+        let invalid = |message: String| {
+            Error::new(ErrorKind::InvalidParameter, message).with("parameter", "path").with("path", path)
+        };
+        let file = PathBuf::from(path);
+        if !file.is_absolute() || path.contains('\0') || file.file_name().is_none() {
+            return Err(invalid(format!("export path {path:?} is not the absolute path of a file")));
+        }
+        if !file.parent().is_some_and(Path::is_dir) {
+            return Err(invalid(format!("export path {path:?} is in no directory")));
+        }
+        match fs::symlink_metadata(&file) {
+            Ok(_) if !overwrite => {
+                return Err(invalid(format!("export path {path:?} exists; overwrite is not set")));
+            }
+            Ok(found) if !found.is_file() => {
+                return Err(invalid(format!("export path {path:?} is no regular file")));
+            }
+            _ => {}
+        }
+        let mut part = file.clone().into_os_string();
+        part.push(".part");
+        Ok(Self { path: file, part: part.into(), format, overwrite })
+    }
+
+    /// Gives the whole file its name, durably.
+    fn publish(&self) -> Result<()> {
+        if self.overwrite {
+            fs::rename(&self.part, &self.path)
+                .map_err(|error| failed("cannot rename to", &self.path, error))?;
+        } else {
+            // Fails if somebody made a file of that name meanwhile.
+            fs::hard_link(&self.part, &self.path)
+                .map_err(|error| failed("cannot link to", &self.path, error))?;
+            fs::remove_file(&self.part).map_err(|error| failed("cannot remove", &self.part, error))?;
+        }
+        let parent = self.path.parent().unwrap_or(Path::new("/"));
+        let directory = fs::File::open(parent).map_err(|error| failed("cannot open", parent, error))?;
+        directory.sync_all().map_err(|error| failed("cannot make durable", parent, error))
+    }
+}
+
+/// The job that writes the file.
+pub(crate) struct Export {
+    destination: Destination,
+    source: Image,
+    target: Option<Image>,
+    position: u64,
+    limit: Limit,
+}
+
+impl Export {
+    /// Writes an open image.
+    pub fn new(opened: &OpenChain, destination: Destination, bandwidth: Option<u64>) -> Result<Self> {
+        let source = opened.image(false)?;
+        Ok(Self { destination, source, target: None, position: 0, limit: Limit::new(bandwidth) })
+    }
+
+    fn create(&self) -> Result<Image> {
+        let part = &self.destination.part;
+        // Left over from an export that was killed.
+        match fs::remove_file(part) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(failed("cannot remove", part, error));
+            }
+            _ => {}
+        }
+        let device = FileDevice::create_new(part)?;
+        let (format, size) = (self.destination.format, self.source.size());
+        match format {
+            Format::Raw => device.set_len(size)?,
+            Format::Qcow2 => {
+                qcow2::create(
+                    &device,
+                    &qcow2::CreateOptions { size, backing: None, preallocate_metadata: false },
+                )?;
+            }
+        }
+        Ok(Image::open(vec![Layer { device: Arc::new(device), format, size }], true)?)
+    }
+
+    fn copy(&mut self, env: &Env<'_>) -> Result<Step> {
+        let size = self.source.size();
+        if self.target.is_none() {
+            env.task.set_stage("1/1", 0, size);
+            self.target = Some(self.create()?);
+        }
+        let Some(target) = &self.target else { return Ok(Step::Again) };
+        if self.position >= size {
+            target.flush()?;
+            self.destination.publish()?;
+            return Ok(Step::Done);
+        }
+        if let Some(pause) = self.limit.pause() {
+            return Ok(Step::Later(pause.min(Duration::from_secs(1))));
+        }
+        let length = STEP.min(self.limit.step()).min(size - self.position);
+        let empty = Target { backed: false, known_zero: true };
+        let plan = plan::copy(&self.source, None, empty, self.position, length)?;
+        let control = Control {
+            cancel: &|| env.task.is_cancelled(),
+            progress: &|bytes| env.task.add_done(bytes),
+            threads: env.threads,
+        };
+        let outcome = execute(&plan, &self.source, None, target, &control)?;
+        self.limit.spend(outcome.read);
+        self.position += length;
+        env.task.set_done(self.position);
+        Ok(Step::Again)
+    }
+}
+
+impl Job for Export {
+    fn step(&mut self, env: &Env<'_>) -> Result<Step> {
+        self.copy(env)
+    }
+
+    fn failed(&mut self, _: &Error) {
+        if self.target.take().is_some() {
+            // It is nobody's: an export begins anew.
+            let _ = fs::remove_file(&self.destination.part);
+        }
+    }
+}

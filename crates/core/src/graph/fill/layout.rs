@@ -1,0 +1,66 @@
+//! The layout that a fill starts from.
+
+use vdsmstore_io::{Device, qcow2};
+
+use crate::graph::{add, chain};
+use crate::id::VolumeId;
+use crate::record::{Fill, How, VolumeFormat, VolumeRecord};
+use crate::repo::Repo;
+use crate::repository::{Access, OpenVolume};
+use crate::{Error, ErrorKind, Result};
+
+/// Creates the data object and gives it the layout that the fill starts from.
+pub(super) fn lay_out(repo: &Repo, volume: &mut VolumeRecord, fill: &Fill) -> Result<OpenVolume> {
+    if fill.how == How::Clone {
+        return lay_out_clone(repo, volume, fill);
+    }
+    let opened = repo.driver.create_volume(volume.id())?;
+    match volume.format {
+        VolumeFormat::Raw => {
+            opened.device.set_len(volume.size)?;
+            if fill.preallocate {
+                opened.device.allocate(0, volume.size)?;
+            }
+        }
+        VolumeFormat::Qcow2 => {
+            let name = match &volume.backing {
+                Some(backing) => chain::mirror_of(repo, backing.image)?,
+                None => None,
+            };
+            create_qcow2(&*opened.device, volume, name)?;
+            volume.mirror = name.map(|(id, _)| id);
+        }
+    }
+    Ok(opened)
+}
+
+pub(super) fn lay_out_clone(repo: &Repo, volume: &mut VolumeRecord, fill: &Fill) -> Result<OpenVolume> {
+    let source = fill.source.as_ref().ok_or_else(|| add::displaced(repo, volume.id()))?;
+    let chain = chain::open(repo, source.image, Access::Read)?;
+    let top = &chain.chain.top().volume;
+    if top.format != volume.format || top.backing != volume.backing {
+        let message =
+            format!("image {} changed its representation: the clone must be announced anew", source.image);
+        return Err(Error::new(ErrorKind::Conflict, message));
+    }
+    let opened = repo.driver.clone_volume(&chain.volumes[0], volume.id())?;
+    if volume.format == VolumeFormat::Raw && opened.device.len()? != volume.size {
+        opened.device.set_len(volume.size)?;
+    }
+    volume.mirror = top.mirror;
+    Ok(opened)
+}
+
+/// Writes an empty qcow2 image; its header names the volume of the backing image, or while that is not here, the image.
+pub(crate) fn create_qcow2(
+    device: &dyn Device,
+    volume: &VolumeRecord,
+    name: Option<(VolumeId, VolumeFormat)>,
+) -> Result<()> {
+    let backing = volume.backing.as_ref().map(|backing| match name {
+        Some((id, format)) => qcow2::Backing { name: id.to_string(), format: format.into() },
+        None => qcow2::Backing { name: backing.image.to_string(), format: VolumeFormat::Raw.into() },
+    });
+    let options = qcow2::CreateOptions { size: volume.size, backing, preallocate_metadata: false };
+    Ok(qcow2::create(device, &options)?)
+}

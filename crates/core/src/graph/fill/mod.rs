@@ -1,0 +1,364 @@
+//! Fill: the bytes of a volume are brought in place, in steps, with a durable watermark.
+
+mod claim;
+mod layout;
+mod limit;
+mod source;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vdsmstore_io::{Control, Image, Layer, Target, execute, plan};
+
+use crate::id::{ImageId, Token};
+use crate::job::{Env, Step};
+use crate::record::{Fill, How, ImageRecord, Progress, Source, State, VolumeRecord, VolumeState};
+use crate::repo::{Change, Repo};
+use crate::repository::{Access, OpenVolume};
+use crate::{Error, ErrorKind, Result};
+
+use super::{add, chain};
+use claim::{claim, replace_volume};
+use layout::lay_out;
+use source::{Opened, SourceState, open_base, open_source, settle_base, source_state};
+
+pub(crate) use layout::create_qcow2;
+pub(crate) use limit::Limit;
+
+/// Virtual bytes of one step where there is data; more where there is none.
+pub(crate) const STEP: u64 = 64 << 20;
+/// The longest step over nothing.
+const LONG_STEP: u64 = 64 << 30;
+/// At most so much is copied again after a crash: this many bytes, or the work of [`WATERMARK_TIME`].
+pub(crate) const WATERMARK_BYTES: u64 = 64 << 20;
+pub(crate) const WATERMARK_TIME: Duration = Duration::from_secs(2);
+/// How often a base that vanishes is looked for again.
+const BASE_TRIES: u32 = 5;
+/// How often a fill looks whether it is still wanted.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// A volume being filled for an image: as its volume if it is pending, else as its next one.
+pub(crate) struct Filler {
+    repo: Arc<Repo>,
+    image: ImageId,
+    volume: VolumeRecord,
+    stage: String,
+    /// Keeps the lock on the target's bytes.
+    opened: OpenVolume,
+    copy: Option<Copying>,
+}
+
+struct Copying {
+    source: Opened,
+    base: Option<Opened>,
+    target: Image,
+    backed: bool,
+    /// Nothing was written to the target before: what is not written reads as zeroes.
+    fresh: bool,
+    size: u64,
+    position: u64,
+    watermark: u64,
+    unflushed: u64,
+    step: u64,
+    limit: Limit,
+    flushed_at: Instant,
+    looked_at: Instant,
+}
+
+/// A fill that can begin, or why it cannot yet.
+pub(crate) enum Start {
+    Filling(Box<Filler>),
+    /// The source changed since the intent, or the volume may still be written by somebody else: it was replaced by
+    /// a new one.
+    Replaced,
+    /// The image that it is a clone of is not complete yet.
+    NotYet,
+}
+
+impl Filler {
+    /// Takes over the fill of `volume` for `image`, whose lock the caller holds.
+    pub fn start(
+        repo: &Arc<Repo>,
+        env: &Env<'_>,
+        image: &ImageRecord,
+        volume: VolumeRecord,
+        stage: &str,
+        bandwidth: Option<u64>,
+    ) -> Result<Start> {
+        let Some(mut fill) = volume.fill.clone() else {
+            return Err(chain::broken(repo, image.id(), "its volume does not say what to fill it from"));
+        };
+        let Some((mut volume, from)) = claim(repo, image, volume)? else {
+            return replace_volume(repo, image, fill).map(|()| Start::Replaced);
+        };
+        set_bandwidth(repo, &mut volume, &mut fill, bandwidth)?;
+        if fill.how == How::Clone && matches!(source_state(repo, &fill)?, SourceState::NotYet) {
+            return Ok(Start::NotYet);
+        }
+        if fill.how == How::Diff && volume.backing.is_none() {
+            settle_base(repo, &mut volume, &fill)?;
+        }
+        let source = open_source(repo, env, image, &fill)?;
+        // A disk that was written since the intent: what is copied is its present state, from the beginning.
+        if let (Some(opened), Some(wanted)) = (&source, &fill.source)
+            && opened.token.is_some_and(|token| token != wanted.token)
+        {
+            let mut fill = fill.clone();
+            fill.source = opened.token.map(|token| Source { token, ..wanted.clone() });
+            drop(source);
+            return replace_volume(repo, image, fill).map(|()| Start::Replaced);
+        }
+        let base = match &volume.backing {
+            Some(backing) => open_base(repo, env, backing, fill.how)?,
+            None => None,
+        };
+        let opened = if from > 0 {
+            repo.driver.open_volume(volume.id(), Access::Write)?
+        } else {
+            lay_out(repo, &mut volume, &fill)?
+        };
+        let copy = match source {
+            None => None,
+            Some(source) => Some(copying(&volume, &opened, &fill, source, base, from)?),
+        };
+        let filler =
+            Self { repo: Arc::clone(repo), image: image.id(), volume, stage: stage.to_owned(), opened, copy };
+        if let Some(copy) = &filler.copy {
+            env.task.set_stage(stage, copy.position, copy.size);
+            filler.persist(copy, None)?;
+        } else {
+            env.task.set_stage(stage, 0, 0);
+        }
+        Ok(Start::Filling(Box::new(filler)))
+    }
+
+    /// The volume that is being filled.
+    pub fn volume(&self) -> &VolumeRecord {
+        &self.volume
+    }
+
+    /// Copies the next piece. Done: everything is in place and durable.
+    pub fn step(&mut self, env: &Env<'_>) -> Result<Step> {
+        let Some(mut copy) = self.copy.take() else {
+            self.opened.device.flush()?;
+            return Ok(Step::Done);
+        };
+        let result = self.copy_some(&mut copy, env);
+        self.copy = Some(copy);
+        result
+    }
+
+    fn copy_some(&self, copy: &mut Copying, env: &Env<'_>) -> Result<Step> {
+        if copy.looked_at.elapsed() >= LOOK {
+            self.look()?;
+            copy.looked_at = Instant::now();
+        }
+        if copy.position >= copy.size {
+            copy.target.flush()?;
+            return Ok(Step::Done);
+        }
+        if let Some(pause) = copy.limit.pause() {
+            return Ok(Step::Later(pause));
+        }
+        let mut length = copy.step.min(copy.limit.step()).min(copy.size - copy.position);
+        let target = Target { backed: copy.backed, known_zero: !copy.backed && copy.fresh };
+        let base = copy.base.as_ref().map(|base| &base.image);
+        let mut plan = plan::copy(&copy.source.image, base, target, copy.position, length)?;
+        if length > STEP && !plan.moves().is_empty() {
+            // A long step is for nothing to do.
+            length = STEP;
+            plan = plan::copy(&copy.source.image, base, target, copy.position, length)?;
+        }
+        copy.step = if plan.moves().is_empty() { (copy.step * 2).min(LONG_STEP) } else { STEP };
+        let control = Control {
+            cancel: &|| env.task.is_cancelled(),
+            progress: &|bytes| env.task.add_done(bytes),
+            threads: env.threads,
+        };
+        let outcome = execute(&plan, &copy.source.image, base, &copy.target, &control);
+        let outcome = match outcome {
+            Err(error) if error.kind() == vdsmstore_io::ErrorKind::Cancelled => {
+                // What was copied whole before this step is kept.
+                self.flush(copy, env)?;
+                return Err(Error::new(ErrorKind::Stopped, format!("task {:?} was stopped", env.task.id)));
+            }
+            outcome => outcome?,
+        };
+        copy.position += length;
+        env.task.set_done(copy.position);
+        copy.limit.spend(outcome.read.max(outcome.written));
+        copy.unflushed += outcome.written + outcome.zeroed.min(STEP);
+        if copy.unflushed >= WATERMARK_BYTES || copy.flushed_at.elapsed() >= WATERMARK_TIME {
+            self.flush(copy, env)?;
+        }
+        Ok(Step::Again)
+    }
+
+    fn flush(&self, copy: &mut Copying, env: &Env<'_>) -> Result<()> {
+        copy.target.flush()?;
+        copy.watermark = copy.position;
+        copy.unflushed = 0;
+        copy.flushed_at = Instant::now();
+        // A watermark of a host that lost the volume would lie about its successor's bytes.
+        self.look()?;
+        copy.looked_at = Instant::now();
+        env.task.set_done(copy.position);
+        self.persist(copy, None)
+    }
+
+    fn persist(&self, copy: &Copying, error: Option<String>) -> Result<()> {
+        self.repo.put_progress(
+            self.image,
+            &self.progress(copy.position, copy.watermark, copy.size, error, copy.source.token),
+        )
+    }
+
+    fn progress(
+        &self,
+        position: u64,
+        watermark: u64,
+        size: u64,
+        error: Option<String>,
+        token: Option<Token>,
+    ) -> Progress {
+        let host = self.repo.driver.host();
+        Progress {
+            volume: self.volume.id(),
+            epoch: self.volume.header.epoch,
+            incarnation: host.incarnation,
+            host: host.host_id.clone(),
+            stage: self.stage.clone(),
+            percent: crate::job::percent(position, size),
+            watermark,
+            source_token: token,
+            error,
+        }
+    }
+
+    /// Persists why the work ended early.
+    pub fn failed(&self, error: &Error) {
+        let (position, watermark, size, token) = self
+            .copy
+            .as_ref()
+            .map_or((0, 0, 0, None), |copy| (copy.position, copy.watermark, copy.size, copy.source.token));
+        if self.look().is_ok() {
+            // It cannot be said if the storage does not take it.
+            let progress = self.progress(position, watermark, size, Some(error_text(error)), token);
+            let _ = self.repo.put_progress(self.image, &progress);
+        }
+    }
+
+    /// Whether the work is still wanted, and ours.
+    fn look(&self) -> Result<()> {
+        let id = self.volume.id();
+        let displaced = || add::displaced(&self.repo, id);
+        let image = self.repo.image(self.image)?.ok_or_else(displaced)?;
+        let wanted = match image.state {
+            State::Pending => image.volume == id,
+            State::Live | State::Removed => image.next == Some(id),
+            State::Absorbed => false,
+        };
+        let volume = self.repo.volume(id)?.ok_or_else(displaced)?;
+        let ours = self.repo.owns(&volume.header)
+            && volume.header.epoch == self.volume.header.epoch
+            && volume.state == VolumeState::Filling;
+        if wanted && ours { Ok(()) } else { Err(displaced()) }
+    }
+}
+
+/// An error as one line of at most 512 bytes.
+pub(crate) fn error_text(error: &Error) -> String {
+    let mut text = error.message().to_owned();
+    if text.len() > 512 {
+        let end = (0..=512).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
+        text.truncate(end);
+    }
+    text
+}
+
+/// Persists a new limit, so that whoever goes on obeys it.
+fn set_bandwidth(
+    repo: &Repo,
+    volume: &mut VolumeRecord,
+    fill: &mut Fill,
+    bandwidth: Option<u64>,
+) -> Result<()> {
+    if bandwidth.is_none() || fill.bandwidth == bandwidth {
+        return Ok(());
+    }
+    fill.bandwidth = bandwidth;
+    let epoch = volume.header.epoch;
+    let written = repo.update_volume(volume.id(), |now| {
+        if now.header.epoch != epoch || !repo.owns(&now.header) {
+            return Err(add::displaced(repo, volume.id()));
+        }
+        if let Some(fill) = &mut now.fill {
+            fill.bandwidth = bandwidth;
+        }
+        Ok(Change::Put)
+    })?;
+    *volume = written.ok_or_else(|| add::displaced(repo, volume.id()))?;
+    Ok(())
+}
+
+fn copying(
+    volume: &VolumeRecord,
+    opened: &OpenVolume,
+    fill: &Fill,
+    source: Opened,
+    base: Option<Opened>,
+    from: u64,
+) -> Result<Copying> {
+    let mut layers =
+        vec![Layer { device: Arc::clone(&opened.device), format: volume.format.into(), size: volume.size }];
+    if let (Some(base), Some(backing)) = (&base, &volume.backing) {
+        let mut below = base.layers.clone();
+        if let Some(first) = below.first_mut() {
+            first.size = backing.size;
+        }
+        layers.extend(below);
+    }
+    let backed = volume.backing.is_some();
+    Ok(Copying {
+        target: Image::open(layers, true)?,
+        size: source.image.size().min(volume.size),
+        source,
+        base,
+        backed,
+        fresh: from == 0,
+        position: from,
+        watermark: from,
+        unflushed: 0,
+        step: STEP,
+        limit: Limit::new(fill.bandwidth),
+        flushed_at: Instant::now(),
+        looked_at: Instant::now(),
+    })
+}
+
+/// Persists why the work on an image could not even begin, if there is work left on it.
+pub(crate) fn persist_error(repo: &Repo, id: ImageId, error: &Error) {
+    let persisted = (|| -> Result<()> {
+        let Some(image) = repo.image(id)? else { return Ok(()) };
+        let volume_id = image.next.unwrap_or(image.volume);
+        let Some(volume) = repo.volume(volume_id)? else { return Ok(()) };
+        let host = repo.driver.host();
+        let former = repo
+            .progress(id)?
+            .filter(|former| former.volume == volume_id && former.epoch == volume.header.epoch);
+        let progress = Progress {
+            volume: volume_id,
+            epoch: volume.header.epoch,
+            incarnation: host.incarnation,
+            host: host.host_id.clone(),
+            stage: former.as_ref().map_or_else(String::new, |former| former.stage.clone()),
+            percent: former.as_ref().map_or(-1, |former| former.percent),
+            watermark: former.as_ref().map_or(0, |former| former.watermark),
+            source_token: former.and_then(|former| former.source_token),
+            error: Some(error_text(error)),
+        };
+        repo.put_progress(id, &progress)
+    })();
+    // The failure itself is what the task reports.
+    drop(persisted);
+}

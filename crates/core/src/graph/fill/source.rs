@@ -1,0 +1,171 @@
+//! What a fill reads: the image to be copied, and the base of a difference.
+
+use std::sync::Arc;
+
+use vdsmstore_io::{Image, Layer};
+
+use super::BASE_TRIES;
+use crate::graph::chain::{self, OpenChain};
+use crate::graph::search::elsewhere;
+use crate::graph::{add, import, in_use, lease, switch};
+use crate::id::{ImageId, Token};
+use crate::job::Env;
+use crate::record::{Backing, Fill, How, ImageRecord, Kind, Source, State, VolumeRecord};
+use crate::repo::Repo;
+use crate::repository::{Access, Marker};
+use crate::{Error, ErrorKind, Result};
+
+/// Bytes to read, and what keeps them from changing.
+pub(super) struct Opened {
+    pub image: Image,
+    pub token: Option<Token>,
+    /// The same bytes as layers; a file outside has none.
+    pub layers: Vec<Layer>,
+}
+
+impl Opened {
+    fn new(chain: &OpenChain) -> Result<Self> {
+        let layers = chain.chain.layers(&chain.volumes);
+        Ok(Self { image: chain.image(false)?, token: Some(chain.chain.top().image.token), layers })
+    }
+}
+
+/// A diff whose base the caller named: an immutable image is it; a disk is frozen as one; if it is gone, all data
+/// is stored.
+pub(super) fn settle_base(repo: &Repo, volume: &mut VolumeRecord, fill: &Fill) -> Result<()> {
+    let Some(named) = fill.base else { return Ok(()) };
+    for _ in 0..BASE_TRIES {
+        let base = match repo.image(named)? {
+            Some(image) if image.can_back() => image,
+            Some(image) if image.kind == Kind::Disk && image.visible() => {
+                switch::freeze_as_base(repo, named)?
+            }
+            _ => return Ok(()),
+        };
+        repo.driver.mark(Marker::Child(base.id(), volume.id()))?;
+        if set_backing(repo, volume, Some(Backing { image: base.id(), size: base.size }))?
+            && add::look(repo, base.id(), false).is_ok()
+        {
+            return Ok(());
+        }
+        // It was cleaned away, or our announcement was, before the one could see the other: from the beginning.
+        while !set_backing(repo, volume, None)? {}
+        repo.driver.unmark(Marker::Child(base.id(), volume.id()))?;
+    }
+    Err(in_use(repo, named, "it changes all the time"))
+}
+
+/// Writes the backing image of a volume that we fill. False: the record moved; it was read again.
+pub(super) fn set_backing(repo: &Repo, volume: &mut VolumeRecord, backing: Option<Backing>) -> Result<bool> {
+    let epoch = volume.header.epoch;
+    volume.backing = backing;
+    if repo.replace(volume)? {
+        return Ok(true);
+    }
+    let now = repo.volume(volume.id())?.filter(|now| repo.owns(&now.header) && now.header.epoch == epoch);
+    *volume = now.ok_or_else(|| add::displaced(repo, volume.id()))?;
+    Ok(false)
+}
+
+pub(super) enum SourceState {
+    Ready,
+    NotYet,
+}
+
+/// Whether the image to be cloned, which is in this repository, is complete.
+pub(super) fn source_state(repo: &Repo, fill: &Fill) -> Result<SourceState> {
+    let Some(source) = &fill.source else { return Ok(SourceState::Ready) };
+    let pending = repo.image(source.image)?.is_some_and(|image| image.state == State::Pending);
+    Ok(if pending { SourceState::NotYet } else { SourceState::Ready })
+}
+
+/// Opens what is to be copied; None if nothing is.
+pub(super) fn open_source(
+    repo: &Arc<Repo>,
+    env: &Env<'_>,
+    image: &ImageRecord,
+    fill: &Fill,
+) -> Result<Option<Opened>> {
+    match fill.how {
+        How::Zero | How::Clone => Ok(None),
+        How::Import => {
+            let opened = import::open(repo, image, fill)?;
+            Ok(Some(Opened { image: opened, token: None, layers: Vec::new() }))
+        }
+        How::Flatten => {
+            let access = if image.kind == Kind::Disk { Access::ReadStill } else { Access::Read };
+            Opened::new(&chain::open(repo, image.id(), access)?).map(Some)
+        }
+        How::Copy | How::Diff => {
+            let source =
+                fill.source.as_ref().ok_or_else(|| chain::broken(repo, image.id(), "no source is named"))?;
+            open_image(repo, env, source, image.id()).map(Some)
+        }
+    }
+}
+
+/// Opens the image that is copied, wherever it is.
+pub(super) fn open_image(
+    target: &Arc<Repo>,
+    env: &Env<'_>,
+    source: &Source,
+    except: ImageId,
+) -> Result<Opened> {
+    // The repository where it was found comes first: a disk is only there.
+    let mut places: Vec<_> = env.repos.iter().collect();
+    places.sort_by_key(|repo| repo.driver.repository_nonce() != source.repo);
+    for repo in places {
+        let here = Arc::ptr_eq(repo, target);
+        if here && source.image == except {
+            continue;
+        }
+        let Some(record) = repo.image(source.image)? else { continue };
+        if record.kind == Kind::Disk {
+            if repo.driver.repository_nonce() != source.repo || record.state != State::Live {
+                continue;
+            }
+            lease::ensure_free(repo, &record)?;
+            env.task.uses(repo, source.image);
+            return Opened::new(&chain::open(repo, source.image, Access::ReadStill)?);
+        }
+        if !record.can_back() || chain::whole(repo, record.clone(), crate::repository::Read::Fresh).is_err() {
+            continue;
+        }
+        env.task.uses(repo, source.image);
+        let mut opened = Opened::new(&chain::open(repo, source.image, Access::Read)?)?;
+        // A snapshot's id names its data; there is nothing more to compare.
+        opened.token = Some(source.token);
+        return Ok(opened);
+    }
+    let message = format!(
+        "image {}, which is to be copied, is in no connected repository, or is not usable",
+        source.image
+    );
+    Err(Error::new(ErrorKind::ImageNotFound, message).with("imageId", source.image.to_string()))
+}
+
+/// Opens the image whose data shows through the target, for reading; None if the fill does not need it.
+pub(super) fn open_base(
+    repo: &Arc<Repo>,
+    env: &Env<'_>,
+    backing: &Backing,
+    how: How,
+) -> Result<Option<Opened>> {
+    if how != How::Diff {
+        return Ok(None);
+    }
+    if let Some(record) = repo.image(backing.image)?
+        && chain::whole(repo, record, crate::repository::Read::Fresh).is_ok()
+    {
+        return Opened::new(&chain::open(repo, backing.image, Access::Read)?).map(Some);
+    }
+    if let Some(other) = elsewhere(&env.repos, repo, backing.image)? {
+        env.task.uses(&other, backing.image);
+        return Opened::new(&chain::open(&other, backing.image, Access::Read)?).map(Some);
+    }
+    let message = format!(
+        "image {}, the base of a difference, is in no connected repository, or is not usable",
+        backing.image
+    );
+    Err(Error::new(ErrorKind::ImageNotFound, message).with("imageId", backing.image.to_string()))
+}

@@ -1,0 +1,105 @@
+//! Resize: a disk grows. Crash at any point: the old size is served, and the same call again converges.
+
+use std::sync::Arc;
+
+use vdsmstore_io::{Image, Layer};
+
+use crate::id::ImageId;
+use crate::options::Strategy;
+use crate::record::{Kind, VolumeFormat, VolumeRecord};
+use crate::repo::{Change, Repo};
+use crate::repository::{Access, OpenVolume};
+use crate::{Error, ErrorKind, Result};
+
+use super::{add, chain, in_use, lease, lock_image, switch};
+
+/// Makes the disk larger; the new bytes read as zeroes.
+pub(crate) fn grow_disk(repo: &Repo, id: ImageId, size: u64) -> Result<()> {
+    let _order = lock_image(repo, id)?;
+    let record = repo.visible_image(id)?;
+    if record.kind != Kind::Disk {
+        let message = format!("image {id} in repository {:?} is a snapshot, not a virtual disk", repo.id);
+        return Err(Error::new(ErrorKind::NotADisk, message).with("imageId", id.to_string()));
+    }
+    if size < record.size {
+        let message = format!(
+            "image {id} in repository {:?} has {} bytes and cannot shrink to {size}",
+            repo.id, record.size
+        );
+        return Err(Error::new(ErrorKind::InvalidSize, message).with("imageId", id.to_string()));
+    }
+    lease::ensure_free(repo, &record)?;
+    if !record.freeze.is_empty() {
+        switch::complete(repo, id)?;
+    }
+    if record.next.is_some() {
+        lease::drop_next(repo, id)?;
+    }
+    let opened = chain::open(repo, id, Access::Write)?;
+    let link = opened.chain.top();
+    if size == link.image.size {
+        return Ok(());
+    }
+    let mut volume = link.volume.clone();
+    let image = opened.image(true)?;
+    // Bytes of the volume beyond the image may be old ones.
+    let hidden = volume.size.min(size);
+    if hidden > link.image.size {
+        let whole = top_layer(
+            &opened.volumes[0],
+            &volume,
+            volume.size,
+            opened.chain.layers(&opened.volumes).split_off(1),
+        )?;
+        whole.write_zeroes(link.image.size, hidden - link.image.size)?;
+        whole.flush()?;
+    }
+    if size > volume.size {
+        /*SHIM image.flush()?; /*SHIM grow*/*/
+        image.flush()?;
+        if volume.format == VolumeFormat::Raw && link.image.strategy == Strategy::Performance {
+            opened.volumes[0].device.allocate(volume.size, size - volume.size)?;
+            opened.volumes[0].device.flush()?;
+        }
+        set_size(repo, &mut volume, size)?;
+    }
+    let grown = repo.update_image(id, |now| {
+        if now.volume != volume.id() || now.open.is_some() || !now.freeze.is_empty() {
+            return Err(in_use(repo, id, "it changed meanwhile"));
+        }
+        now.size = now.size.max(size);
+        Ok(Change::Put)
+    })?;
+    grown.map(drop).ok_or_else(|| repo.image_not_found(id))
+}
+
+/// Makes a volume that a merge writes into larger, with zeroes also where a longer image shows through it.
+pub(crate) fn grow_volume(
+    repo: &Repo,
+    volume: &mut VolumeRecord,
+    opened: &OpenVolume,
+    size: u64,
+) -> Result<()> {
+    let below = match &volume.backing {
+        None => Vec::new(),
+        Some(backing) => chain::layers_of(repo, backing)?,
+    };
+    top_layer(opened, volume, volume.size, below)?.flush()?; /*SHIM grow*/
+    set_size(repo, volume, size)
+}
+
+fn top_layer(opened: &OpenVolume, volume: &VolumeRecord, size: u64, below: Vec<Layer>) -> Result<Image> {
+    let mut layers = vec![Layer { device: Arc::clone(&opened.device), format: volume.format.into(), size }];
+    layers.extend(below);
+    Ok(Image::open(layers, true)?)
+}
+
+fn set_size(repo: &Repo, volume: &mut VolumeRecord, size: u64) -> Result<()> {
+    let id = volume.id();
+    let grown = repo.update_volume(id, |now| {
+        now.size = now.size.max(size);
+        Ok(Change::Claim)
+    })?;
+    *volume = grown.ok_or_else(|| add::displaced(repo, id))?;
+    Ok(())
+}
