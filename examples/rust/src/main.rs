@@ -42,7 +42,8 @@ fn run(path: &str) -> Result<()> {
     image.close()?;
 
     let snapshot = store.create_snapshot("images", &disk, "{}", &options)?.to_string();
-    let clone = store.create_virtual_disk("images", None, Some(&snapshot), r#"{"name": "clone"}"#, &options)?;
+    let clone =
+        store.create_virtual_disk("images", None, Some(&snapshot), r#"{"name": "clone"}"#, &options)?;
     let clone = clone.to_string();
     let status = store.wait_image("images", &clone, None, &WaitOptions::default())?;
 

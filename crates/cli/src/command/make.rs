@@ -51,18 +51,15 @@ pub fn copy(session: &Session, arguments: &ImageCopy) -> Result<Outcome> {
     let new = &arguments.new;
     connect(session, &arguments.repo, new)?;
     let task = task_id(new.work.task_id.as_deref());
-    let CreateOptions { auto_fix, strategy, participating_repositories, image_hints, image_id, task_id } =
-        create_options(new, &task)?;
-    let options = CopyOptions {
-        auto_fix,
-        strategy,
-        participating_repositories,
-        image_hints,
-        image_id,
-        task_id,
-        mutable: !arguments.snapshot,
-        partial: arguments.partial,
-    };
+    let common = create_options(new, &task)?;
+    let mut options =
+        CopyOptions { mutable: !arguments.snapshot, partial: arguments.partial, ..CopyOptions::default() };
+    options.auto_fix = common.auto_fix;
+    options.strategy = common.strategy;
+    options.participating_repositories = common.participating_repositories;
+    options.image_hints = common.image_hints;
+    options.image_id = common.image_id;
+    options.task_id = common.task_id;
     let id = session.store.copy_image(
         &arguments.repo,
         &arguments.image,
