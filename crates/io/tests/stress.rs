@@ -10,7 +10,7 @@ use common::*;
 use vdsmstore_io::{Format, Image};
 
 /// Bytes belong to threads in an interleaved way, so that all meet in every cluster. Each checks its own after
-/// every step, while others write around them, and one flushes.
+/// every step, while others write around them, one flushes, and one makes the disk twice as large.
 fn run(image: &Image, size: u64, stripe: u64, base: &[u8]) -> Vec<u8> {
     const THREADS: u64 = 6;
     let stop = AtomicBool::new(false);
@@ -18,7 +18,7 @@ fn run(image: &Image, size: u64, stripe: u64, base: &[u8]) -> Vec<u8> {
         let workers: Vec<_> = (0..THREADS)
             .map(|me| {
                 scope.spawn(move || {
-                    let mut model = base.to_vec();
+                    let mut model = base[..size as usize].to_vec();
                     let mut random = Random::new(me + 1);
                     let stripes = size / stripe;
                     for _ in 0..400 {
@@ -48,9 +48,16 @@ fn run(image: &Image, size: u64, stripe: u64, base: &[u8]) -> Vec<u8> {
                 std::thread::yield_now();
             }
         });
+        let grower = scope.spawn(|| {
+            for step in 1..=40 {
+                image.grow(size + (size * step / 40).next_multiple_of(512)).unwrap();
+                std::thread::yield_now();
+            }
+        });
         let parts = workers.into_iter().map(|worker| worker.join().unwrap()).collect();
         stop.store(true, Ordering::Relaxed);
         flusher.join().unwrap();
+        grower.join().unwrap();
         parts
     });
     (0..size).map(|at| parts[(at / stripe % THREADS) as usize][at as usize]).collect()
@@ -59,7 +66,7 @@ fn run(image: &Image, size: u64, stripe: u64, base: &[u8]) -> Vec<u8> {
 fn stress(size: u64, stripe: u64, cluster_size: u64) {
     let (_keep, dir) = scratch();
     let (top, base) = (dir.join("top"), dir.join("base"));
-    let mut bytes = vec![0; size as usize];
+    let mut bytes = vec![0; 2 * size as usize];
     Random::new(9).fill(&mut bytes);
     std::fs::write(&base, &bytes).unwrap();
     let options = format!("cluster_size={cluster_size}");
@@ -68,8 +75,9 @@ fn stress(size: u64, stripe: u64, cluster_size: u64) {
         "qemu-img",
         &["create", "-q", "-f", "qcow2", "-o", &options, "-u", "-b", "base", "-F", "raw", name, &length],
     );
-    let image = open(&[(&top, Format::Qcow2, size), (&base, Format::Raw, size)]);
-    let model = run(&image, size, stripe, &bytes);
+    let image = open(&[(&top, Format::Qcow2, size), (&base, Format::Raw, 2 * size)]);
+    let mut model = run(&image, size, stripe, &bytes);
+    model.resize(2 * size as usize, 0);
     assert_same(&read_all(&image), &model);
     image.flush().unwrap();
     drop(image);

@@ -1,0 +1,179 @@
+//! How fast the bytes move, beside `cp` and QEMU's tools in the same run.
+//!
+//! `cargo run --release -p vdsmstore-io --example speed -- DIRECTORY` needs 5 GiB there; the best of three runs
+//! counts. Ratios over 1 mean that we are faster.
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vdsmstore_io::qcow2::{self, CreateOptions};
+use vdsmstore_io::{Control, FileDevice, Format, Image, Layer, Target, execute, plan};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+const GIB: u64 = 1 << 30;
+const WRITES: u64 = 20_000;
+
+fn main() -> Result<()> {
+    let directory = std::env::args().nth(1).ok_or("usage: speed DIRECTORY")?;
+    let directory = Path::new(&directory);
+    copy(directory)?;
+    write_here_and_there(directory)
+}
+
+fn best(mut work: impl FnMut() -> Result<()>) -> Result<Duration> {
+    let mut best = Duration::MAX;
+    for _ in 0..3 {
+        let started = Instant::now();
+        work()?;
+        best = best.min(started.elapsed());
+    }
+    Ok(best)
+}
+
+fn report(what: &str, ours: Duration, theirs: Duration) {
+    let ratio = theirs.as_secs_f64() / ours.as_secs_f64();
+    println!("{what:<48} {:>8.3} s {:>8.3} s  {ratio:.2}", ours.as_secs_f64(), theirs.as_secs_f64());
+}
+
+fn tool(program: &str, arguments: &[&str]) -> Result<()> {
+    let status = Command::new(program).args(arguments).stdout(Stdio::null()).status()?;
+    if status.success() { Ok(()) } else { Err(format!("{program} failed").into()) }
+}
+
+fn text(path: &Path) -> Result<&str> {
+    path.to_str().ok_or_else(|| "a path that is no text".into())
+}
+
+/// Never the same twice, never compressible.
+fn noise(seed: &mut u64) -> u64 {
+    *seed ^= *seed << 13;
+    *seed ^= *seed >> 7;
+    *seed ^= *seed << 17;
+    *seed
+}
+
+fn image(path: &Path, format: Format, size: u64, writable: bool) -> Result<Image> {
+    let device = Arc::new(FileDevice::open(path, writable)?);
+    Ok(Image::open(vec![Layer { device, format, size }], writable)?)
+}
+
+/// A raw file of which three quarters are data, into another.
+fn copy(directory: &Path) -> Result<()> {
+    let (source, target) = (directory.join("speed-source"), directory.join("speed-target"));
+    let mut seed = 1;
+    let mut file = File::create(&source)?;
+    file.set_len(GIB)?;
+    for at in 0..GIB >> 20 {
+        if at % 4 != 0 {
+            let block: Vec<u8> = (0..1 << 17).flat_map(|_| noise(&mut seed).to_le_bytes()).collect();
+            std::os::unix::fs::FileExt::write_all_at(&file, &block, at << 20)?;
+        }
+    }
+    file.flush()?;
+    file.sync_all()?;
+    let again = || -> Result<()> {
+        let _ = std::fs::remove_file(&target);
+        Ok(())
+    };
+    let move_it = |format: Format| -> Result<()> {
+        again()?;
+        let device = FileDevice::create_new(&target)?;
+        match format {
+            Format::Raw => device.file().set_len(GIB)?,
+            Format::Qcow2 => qcow2::create(&device, &empty())?,
+        }
+        let (from, to) = (image(&source, Format::Raw, GIB, false)?, image(&target, format, GIB, true)?);
+        let plan = plan::copy(&from, None, Target { backed: false, known_zero: true }, 0, GIB)?;
+        let control = Control { cancel: &|| false, progress: &|_| {}, threads: 4 };
+        execute(&plan, &from, None, &to, &control)?;
+        Ok(to.flush()?)
+    };
+    let (a, b) = (text(&source)?, text(&target)?);
+    let cp = best(|| {
+        again()?;
+        tool("cp", &["--sparse=always", "--reflink=never", a, b])?;
+        Ok(File::open(&target)?.sync_data()?)
+    })?;
+    let ours = best(|| move_it(Format::Raw))?;
+    report("1 GiB raw to raw, cp --sparse=always", ours, cp);
+    for format in [Format::Raw, Format::Qcow2] {
+        let ours = best(|| move_it(format))?;
+        let convert = best(|| {
+            again()?;
+            tool("qemu-img", &["convert", "-f", "raw", "-O", &format.to_string(), a, b])?;
+            Ok(File::open(&target)?.sync_data()?)
+        })?;
+        report(&format!("1 GiB raw to {format}, qemu-img convert"), ours, convert);
+    }
+    std::fs::remove_file(source)?;
+    again()
+}
+
+fn empty() -> CreateOptions {
+    CreateOptions { size: GIB, backing: None, preallocate_metadata: false }
+}
+
+/// 4 KiB here and there in a qcow2, first in one that has no clusters yet, then in one that has all.
+fn write_here_and_there(directory: &Path) -> Result<()> {
+    let path = directory.join("speed-image");
+    let again = |full: bool| -> Result<()> {
+        let _ = std::fs::remove_file(&path);
+        qcow2::create(&FileDevice::create_new(&path)?, &empty())?;
+        if full {
+            let image = image(&path, Format::Qcow2, GIB, true)?;
+            let block = vec![7; 1 << 20];
+            for at in 0..GIB >> 20 {
+                image.write(at << 20, &block)?;
+            }
+            image.flush()?;
+        }
+        Ok(())
+    };
+    let places = || {
+        let mut seed = 3;
+        (0..WRITES).map(move |_| (noise(&mut seed) % (GIB >> 12)) << 12)
+    };
+    let mut script = String::new();
+    for at in places() {
+        writeln!(script, "write -q -P 9 {at} 4096")?;
+    }
+    script += "flush\n";
+    let ours = || -> Result<()> {
+        let image = image(&path, Format::Qcow2, GIB, true)?;
+        let data = vec![9; 4096];
+        for at in places() {
+            image.write(at, &data)?;
+        }
+        Ok(image.flush()?)
+    };
+    let theirs = || -> Result<()> {
+        let arguments = ["-f", "qcow2", "-t", "writeback", text(&path)?];
+        let mut child =
+            Command::new("qemu-io").args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+        child.stdin.take().ok_or("no input")?.write_all(script.as_bytes())?;
+        if child.wait()?.success() { Ok(()) } else { Err("qemu-io failed".into()) }
+    };
+    for (full, what) in [(false, "4 KiB into new clusters"), (true, "4 KiB overwritten")] {
+        let timed = |work: &dyn Fn() -> Result<()>| -> Result<Duration> {
+            let mut best = Duration::MAX;
+            for _ in 0..3 {
+                again(full)?;
+                let started = Instant::now();
+                work()?;
+                best = best.min(started.elapsed());
+            }
+            Ok(best)
+        };
+        let (ours, theirs) = (timed(&ours)?, timed(&theirs)?);
+        report(&format!("{WRITES} times {what}, qemu-io"), ours, theirs);
+    }
+    std::fs::remove_file(path)?;
+    Ok(())
+}
