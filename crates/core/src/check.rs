@@ -80,9 +80,18 @@ fn needs_now(repo: &Arc<Repo>, repos: &[Arc<Repo>], action: Action, read: Read) 
         }
         Action::CleanVolume(id) => judge.volume(id),
         Action::CleanObject(id) => judge.object(id),
-        Action::CleanMarker(marker) => judge.marker(marker),
-        Action::CleanBlob(image, blob) => judge.blob(image, blob),
-        Action::CleanProgress(id) => judge.progress(id),
+        Action::CleanMarker(marker) => {
+            let there = match marker {
+                Marker::Child(image, volume) => now.children(image)?.contains(&volume),
+                Marker::Holder(volume, image) => now.holders(volume)?.contains(&image),
+            };
+            if there { judge.marker(marker) } else { Ok(None) }
+        }
+        Action::CleanBlob(image, blob) if repo.driver.blobs(image)?.contains(&blob) => {
+            judge.blob(image, blob)
+        }
+        Action::CleanProgress(id) if repo.driver.get_progress(id)?.is_some() => judge.progress(id),
+        Action::CleanBlob(..) | Action::CleanProgress(_) => Ok(None),
         Action::Sweep => Ok((repo.driver.leftovers()? > 0).then_some(Action::Sweep)),
     }
 }
