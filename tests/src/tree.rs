@@ -2,15 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::DefaultHasher;
-use std::fs::{self, File};
+use std::fs;
 use std::hash::Hasher;
-use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// Not the content of a repository: who is connected, what is locked, what is kept for bad times.
 const ASIDE: [&str; 3] = ["hosts", "locks", "reserve"];
 
-/// All files below a directory, by relative path: length and a hash of the content, or what else it is.
+/// Larger files are not read.
+const LARGE: u64 = 64 << 10;
+
+/// All files below a directory, by relative path: what tells whether they have changed.
 pub fn tree(root: &Path) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     walk(root, "", &mut found);
@@ -36,19 +39,16 @@ fn walk(directory: &Path, prefix: &str, found: &mut BTreeMap<String, String>) {
     }
 }
 
+/// Of small files the content; of large ones, where reading all takes too long, when it was changed.
 fn digest(path: &Path) -> String {
-    let mut file = File::open(path).expect("a file");
-    let mut hasher = DefaultHasher::new();
-    let mut buffer = vec![0; 1 << 16];
-    let mut length = 0;
-    loop {
-        let read = file.read(&mut buffer).expect("its content");
-        if read == 0 {
-            return format!("{length} bytes, {:016x}", hasher.finish());
-        }
-        hasher.write(&buffer[..read]);
-        length += read;
+    let metadata = fs::metadata(path).expect("its state");
+    let length = metadata.len();
+    if length > LARGE {
+        return format!("{length} bytes, changed {}.{:09}", metadata.ctime(), metadata.ctime_nsec());
     }
+    let mut hasher = DefaultHasher::new();
+    hasher.write(&fs::read(path).expect("its content"));
+    format!("{length} bytes, {:016x}", hasher.finish())
 }
 
 /// Runs a call that must leave the repository as it is.
@@ -68,7 +68,6 @@ pub fn unchanged<T>(root: &Path, what: &str, call: impl FnOnce() -> T) -> T {
 
 /// Bytes that the files below a directory take on the storage.
 pub fn disk_usage(root: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
     let mut bytes = 0;
     for entry in fs::read_dir(root).expect("a listing") {
         let entry = entry.expect("an entry");
