@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use vdsmstore_core::id::Incarnation;
 use vdsmstore_core::options::{
-    AutoFix, CheckOptions, CopyOptions, CreateOptions, FixOptions, ListOptions, RemoveOptions,
+    AutoFix, CheckOptions, CopyOptions, CreateOptions, FixOptions, ListOptions, RemoveOptions, ResizeOptions,
+    Strategy,
 };
 use vdsmstore_core::repository::{HostIdentity, RecordKey};
 use vdsmstore_core::sim::{SimOptions, SimWorld};
@@ -63,10 +64,13 @@ fn fill(store: &Store, repo: &str, id: &str, data: &[u8]) {
     image.close().unwrap();
 }
 
+/// The first bytes of an image, as many as all images began with; what a resize added must be zeroes.
 fn read(store: &Store, repo: &str, id: &str) -> Result<Vec<u8>> {
     let image = store.open_image(repo, id, false)?;
     let mut data = vec![0; image.size()? as usize];
     image.read(0, &mut data)?;
+    assert!(data[SIZE as usize..].iter().all(|byte| *byte == 0), "the new bytes of {id} are not zeroes");
+    data.truncate(SIZE as usize);
     Ok(data)
 }
 
@@ -78,8 +82,8 @@ struct Operation {
     /// Runs the verb; may fail when the power goes.
     run: fn(&Store, &Ids) -> Result<()>,
     made: fn(&Ids, &Scene) -> Made,
-    /// The image that it removes.
-    removes: fn(&Ids) -> Option<(usize, String)>,
+    /// The images that it removes.
+    removes: fn(&Ids) -> Vec<(usize, String)>,
 }
 
 /// The images of the scene, and the id for a new one.
@@ -135,8 +139,8 @@ fn none(_: &Ids, _: &Scene) -> Made {
     None
 }
 
-fn keeps(_: &Ids) -> Option<(usize, String)> {
-    None
+fn keeps(_: &Ids) -> Vec<(usize, String)> {
+    Vec::new()
 }
 
 const OPERATIONS: &[Operation] = &[
@@ -220,7 +224,7 @@ const OPERATIONS: &[Operation] = &[
             Ok(())
         },
         made: none,
-        removes: |ids| Some((0, ids.snapshot.clone())),
+        removes: |ids| vec![(0, ids.snapshot.clone())],
     },
     Operation {
         name: "remove a disk",
@@ -230,7 +234,54 @@ const OPERATIONS: &[Operation] = &[
             Ok(())
         },
         made: none,
-        removes: |ids| Some((0, ids.child.clone())),
+        removes: |ids| vec![(0, ids.child.clone())],
+    },
+    Operation {
+        name: "remove a snapshot and merge",
+        run: |store, ids| {
+            store.remove_image("A", &ids.snapshot, &RemoveOptions::default())?;
+            repair(store, "A")
+        },
+        made: none,
+        removes: |ids| vec![(0, ids.snapshot.clone())],
+    },
+    Operation {
+        name: "remove the disk on a snapshot, then the snapshot, and merge",
+        run: |store, ids| {
+            store.remove_image("A", &ids.child, &RemoveOptions::default())?;
+            store.run_tasks();
+            store.remove_image("A", &ids.snapshot, &RemoveOptions::default())?;
+            store.run_tasks();
+            repair(store, "A")
+        },
+        made: none,
+        removes: |ids| vec![(0, ids.child.clone()), (0, ids.snapshot.clone())],
+    },
+    Operation {
+        name: "give a disk a volume of its own",
+        run: |store, ids| {
+            store.set_image_strategy("A", &ids.child, Strategy::Performance)?;
+            repair(store, "A")
+        },
+        made: none,
+        removes: keeps,
+    },
+    Operation {
+        name: "give a snapshot a volume of its own",
+        run: |store, ids| {
+            store.set_image_strategy("A", &ids.snapshot, Strategy::Performance)?;
+            repair(store, "A")
+        },
+        made: none,
+        removes: keeps,
+    },
+    Operation {
+        name: "resize",
+        run: |store, ids| {
+            store.resize_virtual_disk("A", &ids.child, 2 * SIZE as i64, &ResizeOptions::default())
+        },
+        made: none,
+        removes: keeps,
     },
     Operation {
         name: "set user data",
@@ -239,6 +290,23 @@ const OPERATIONS: &[Operation] = &[
         removes: keeps,
     },
 ];
+
+/// One round of what a check lists; the first fix that fails ends it.
+fn repair(store: &Store, repo: &str) -> Result<()> {
+    for _ in 0..3 {
+        for fix in store.check_storage_repository(repo, &CheckOptions::default())? {
+            match store.fix_storage_repository(repo, &fix, &FixOptions::default()) {
+                Err(error) if error.kind() == ErrorKind::FixRefused => {}
+                Err(error) => return Err(error),
+                Ok(task) => {
+                    store.run_tasks();
+                    store.wait_task(&task, None)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
 
 /// What is kept of what was not durable.
 type Loss = (&'static str, fn(u64) -> Box<dyn FnMut() -> bool>);
@@ -263,7 +331,7 @@ fn judge(scene: &Scene, operation: &Operation, ids: &Ids, returned: bool, what: 
     let made = (operation.made)(ids, scene);
     let removes = (operation.removes)(ids);
     for ((repo, id), data) in &scene.model {
-        let removed = removes.as_ref() == Some(&(*repo, id.clone()));
+        let removed = removes.contains(&(*repo, id.clone()));
         match store.get_image_status(NAMES[*repo], id) {
             Err(error) if removed && error.kind() == ErrorKind::ImageNotFound => continue,
             status => {
@@ -327,7 +395,7 @@ fn judge(scene: &Scene, operation: &Operation, ids: &Ids, returned: bool, what: 
         }
     }
     for ((repo, id), data) in &scene.model {
-        if removes.as_ref() != Some(&(*repo, id.clone())) {
+        if !removes.contains(&(*repo, id.clone())) {
             assert!(read(&store, NAMES[*repo], id).unwrap() == *data, "{what}: the fixes changed {id}");
         }
     }

@@ -152,7 +152,7 @@ impl Repo {
     pub fn claim<R: Keyed>(&self, record: &mut R) -> Result<bool> {
         let HostIdentity { host_id, incarnation, .. } = self.host().clone();
         let header = record.header_mut();
-        header.epoch += 1;
+        header.epoch = header.epoch.checked_add(1).ok_or_else(|| used_up(header.id))?;
         header.owner = Owner { host: host_id, incarnation };
         self.replace(record)
     }
@@ -164,7 +164,8 @@ impl Repo {
             header.before.truncate(REMEMBERED);
         }
         header.nonce = Uuid::new_v4();
-        header.generation = expect.unwrap_or(0) + 1;
+        let next = expect.unwrap_or(0).checked_add(1).ok_or_else(|| used_up(header.id))?;
+        header.generation = next;
         let nonce = header.nonce;
         let bytes = to_json(record)?;
         let outcome = match self.driver.put(record.key(), expect, &bytes)? {
@@ -172,7 +173,7 @@ impl Repo {
                 // Only what is there now tells.
                 match self.fetch::<R>(record.key(), Read::Fresh)? {
                     Some(now) if now.header().nonce == nonce || now.header().before.contains(&nonce) => {
-                        Put::Done(expect.unwrap_or(0) + 1)
+                        Put::Done(next)
                     }
                     _ => Put::Conflict,
                 }
@@ -297,6 +298,12 @@ impl Repo {
         ids.sort_unstable();
         Ok(ids)
     }
+}
+
+/// The error for a record whose numbers no honest writer can have reached.
+fn used_up(id: Uuid) -> Error {
+    Error::new(ErrorKind::CorruptRecord, format!("record {id}: its generation or epoch cannot be raised"))
+        .with("record", id.to_string())
 }
 
 fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {

@@ -98,6 +98,9 @@ pub(crate) fn resolve(view: &impl View, image: ImageRecord) -> Result<Resolved> 
         match image.state {
             State::Live | State::Removed => {}
             State::Pending => return broken(chain, format!("the data of image {id} is not complete")),
+            // A merge changes only what the image above covers: for that one, and for no other, it still is exact.
+            State::Absorbed
+                if chain.links.last().is_some_and(|above| image.absorbed_by == Some(above.image.id())) => {}
             State::Absorbed => return broken(chain, format!("image {id} is being merged away")),
         }
         let volume = match view.volume(image.volume) {

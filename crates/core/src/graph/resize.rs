@@ -55,8 +55,7 @@ pub(crate) fn grow_disk(repo: &Repo, id: ImageId, size: u64) -> Result<()> {
         whole.flush()?;
     }
     if size > volume.size {
-        /*SHIM image.flush()?; /*SHIM grow*/*/
-        image.flush()?;
+        image.grow(size)?;
         if volume.format == VolumeFormat::Raw && link.image.strategy == Strategy::Performance {
             opened.volumes[0].device.allocate(volume.size, size - volume.size)?;
             opened.volumes[0].device.flush()?;
@@ -84,7 +83,7 @@ pub(crate) fn grow_volume(
         None => Vec::new(),
         Some(backing) => chain::layers_of(repo, backing)?,
     };
-    top_layer(opened, volume, volume.size, below)?.flush()?; /*SHIM grow*/
+    top_layer(opened, volume, volume.size, below)?.grow(size)?;
     set_size(repo, volume, size)
 }
 

@@ -16,7 +16,7 @@ use super::look::Now;
 #[derive(Clone, Debug)]
 pub(crate) struct Search {
     pub repos: Vec<Arc<Repo>>,
-    pub hints: BTreeMap<String, String>,
+    pub hints: BTreeMap<ImageId, String>,
     pub participating: Option<Vec<String>>,
 }
 
@@ -36,8 +36,7 @@ impl Search {
                 Error::new(ErrorKind::RepositoryNotFound, message).with("repoId", name.clone())
             })
         };
-        let hint = self.hints.iter().find(|(key, _)| key.eq_ignore_ascii_case(&id.to_string()));
-        if let Some((_, name)) = hint {
+        if let Some(name) = self.hints.get(&id) {
             return Ok(vec![connected(name)?]);
         }
         let mut places: Vec<_> = match &self.participating {

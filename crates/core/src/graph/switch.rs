@@ -6,7 +6,7 @@
 use crate::id::{ImageId, VolumeId};
 use crate::record::{Backing, Fill, How, ImageRecord, Kind, State, VolumeFormat, VolumeRecord};
 use crate::repo::{Change, Repo};
-use crate::repository::{Access, CopyOnWrite, Marker, OpenVolume};
+use crate::repository::{Access, CopyOnWrite, Marker, OpenVolume, Read};
 use crate::{Error, ErrorKind, Result};
 
 use super::add::{self, Intended, NewImage, NewVolume};
@@ -29,15 +29,19 @@ pub(crate) fn intend(repo: &Repo, disk: ImageId, new: &NewImage<'_>) -> Result<I
         lease::drop_next(repo, disk)?;
         record = repo.visible_image(disk)?;
     }
-    // Nobody may be writing: neither a store nor a QEMU process.
-    let opened = chain::open(repo, disk, Access::Write)?;
-    if opened.chain.links.len() >= MAX_DEPTH {
+    let chain = chain::whole(repo, record.clone(), Read::Fresh)?;
+    if chain.links.len() >= MAX_DEPTH {
         let message = format!(
             "image {disk} in repository {:?} is spread over {MAX_DEPTH} volumes already: merge some first",
             repo.id
         );
         return Err(Error::new(ErrorKind::TooManyVolumes, message).with("imageId", disk.to_string()));
     }
+    // Nobody may be writing: neither a store nor a QEMU process.
+    let _still = repo
+        .driver
+        .open_volume(record.volume, Access::Write)
+        .map_err(|error| error.context(format_args!("image {disk} in repository {:?}", repo.id)))?;
     let volume = record.volume;
     let _new = try_lock(repo, new.id)?;
     repo.driver.mark(Marker::Holder(volume, new.id))?;

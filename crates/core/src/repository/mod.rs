@@ -380,7 +380,7 @@ fn known(format: &str) -> Result<Known> {
     };
     match (name, version) {
         ("localfs", (1, 0)) => Ok(Known::LocalFs),
-        ("localfs", _) => {
+        ("localfs", (major, _)) if major > 0 => {
             let message =
                 format!("repository format {format:?} is newer than this release, which knows localfs-1.0");
             Err(Error::new(ErrorKind::VersionTooNew, message))

@@ -72,6 +72,7 @@ pub(super) fn virtual_disk(
     let base = parse_base(base)?;
     validate::user_data(user_data)?;
     store.0.pool.check_id(options.task_id.as_deref())?;
+    store.search(options)?;
     let (id, request) = new_id(options, "createVirtualDisk", &[&text(size), &text(base), user_data])?;
     if let Some(id) = answered(&repo, id, request.as_ref())? {
         return Ok(id);
@@ -140,7 +141,7 @@ fn on_base(
     base: ImageId,
     options: &CreateOptions,
 ) -> Result<(u64, NewVolume)> {
-    let found = store.search(options).find(repo, base)?;
+    let found = store.search(options)?.find(repo, base)?;
     let record = &found.record;
     if record.kind != Kind::Snapshot {
         let message =
@@ -291,7 +292,7 @@ pub(super) fn copy(
         task_id: options.task_id.clone(),
         bandwidth: options.bandwidth,
     };
-    let search = store.search(&create);
+    let search = store.search(&create)?;
     let kind = if options.mutable { "disk" } else { "snapshot" };
     let (id, request) = new_id(&create, "copyImage", &[&text(Some(image)), &text(base), user_data, kind])?;
     if let Some(id) = answered(&repo, id, request.as_ref())? {

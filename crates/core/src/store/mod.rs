@@ -557,12 +557,13 @@ impl Store {
     }
 
     /// Where images are looked for.
-    fn search(&self, options: &CreateOptions) -> Search {
-        Search {
+    fn search(&self, options: &CreateOptions) -> Result<Search> {
+        let hints = options.image_hints.iter().map(|(id, repo)| Ok((ImageId::parse(id)?, repo.clone())));
+        Ok(Search {
             repos: self.repos(),
-            hints: options.image_hints.clone(),
+            hints: hints.collect::<Result<_>>()?,
             participating: options.participating_repositories.clone(),
-        }
+        })
     }
 
     /// Starts the completion of an image.

@@ -19,7 +19,11 @@ pub(super) fn lay_out(repo: &Repo, volume: &mut VolumeRecord, fill: &Fill) -> Re
         VolumeFormat::Raw => {
             opened.device.set_len(volume.size)?;
             if fill.preallocate {
-                opened.device.allocate(0, volume.size)?;
+                opened.device.allocate(0, volume.size).or_else(|error| {
+                    // What was had of a space that does not suffice is given back.
+                    opened.device.set_len(0)?;
+                    Err(error)
+                })?;
             }
         }
         VolumeFormat::Qcow2 => {
