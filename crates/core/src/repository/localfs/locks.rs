@@ -147,9 +147,13 @@ struct Registration {
     features: Vec<String>,
 }
 
-/// The image's byte in the lock file of its shard.
+/// The image's byte in the lock file of its shard: a hash of all of its id, so that ids chosen alike do not share one.
 fn image_byte(id: Uuid) -> u64 {
-    id.as_bytes()[11..].iter().fold(0, |byte, &next| byte << 8 | u64::from(next))
+    // FNV-1a, of which 62 bits are a valid offset.
+    let hash = id.as_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    hash >> 2
 }
 
 impl Tree {
