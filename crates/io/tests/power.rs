@@ -182,7 +182,7 @@ impl Scenario {
         checker::check(&storage.bytes()).unwrap();
     }
 
-    /// All cuts, each with everything kept, nothing kept and a random subset.
+    /// All cuts, each with everything kept, nothing kept and two random subsets.
     fn cut_everywhere(&self, seed: u64, stride: u64) {
         let (start, model) = self.start();
         let steps = self.run(&start, &model, None, &mut || true);
@@ -191,7 +191,7 @@ impl Scenario {
             let mut random = Random::new(seed * 1_000_003 + cut);
             self.run(&start, &model, Some(cut), &mut || true);
             self.run(&start, &model, Some(cut), &mut || false);
-            for round in 0..effort() {
+            for round in 0..2 * effort() {
                 let odds = [2, 10][((cut + round) % 2) as usize];
                 self.run(&start, &model, Some(cut), &mut || random.below(odds) == 0);
             }
@@ -222,14 +222,14 @@ fn small(backed: bool, seed: u64) -> Scenario {
 
 #[test]
 fn tiny_clusters_with_backing() {
-    for seed in 1..=effort() {
+    for seed in 1..=3 * effort() {
         small(true, seed).cut_everywhere(seed, 1);
     }
 }
 
 #[test]
 fn tiny_clusters_without_backing() {
-    for seed in 11..11 + effort() {
+    for seed in 11..11 + 3 * effort() {
         small(false, seed).cut_everywhere(seed, 1);
     }
 }
@@ -324,7 +324,7 @@ fn the_refcount_table_moves() {
         if moved_after(middle) { after = middle } else { before = middle }
     }
     let close = before - 2..before + 8;
-    for cut in (0..=steps).filter(|cut| cut % (80 / effort()) == 0 || close.contains(cut)) {
+    for cut in (0..=steps).filter(|cut| cut % (40 / effort()) == 0 || close.contains(cut)) {
         for seed in 0..if close.contains(&cut) { 12 } else { 1 } {
             let mut random = Random::new(cut * 100 + seed);
             let odds = 2 + seed % 3;
