@@ -108,7 +108,7 @@ pub struct Target {
 /// what shows through the (empty, backed) target, only what differs: pieces that both share physically and
 /// pieces that both know to be zero are left out without being read. Beyond the end of the base zeroes show.
 ///
-/// With a base, moves begin and end at multiples of [`UNIT`] in the disk (but for the ends of the range): the
+/// With a base, moves begin and end at multiples of 64 KiB in the disk (but for the ends of the range): the
 /// overlay is written in whole clusters, and a unit that is partly a hole in one and partly data in the other is
 /// compared, because a hole and zeroes read the same.
 pub fn copy(source: &Image, base: Option<&Image>, target: Target, offset: u64, length: u64) -> Result<Plan> {
