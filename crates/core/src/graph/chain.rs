@@ -10,7 +10,7 @@ use crate::id::{ImageId, VolumeId};
 use crate::options::Strategy;
 use crate::record::{Header, ImageRecord, State, VolumeFormat, VolumeRecord, VolumeState};
 use crate::repo::Repo;
-use crate::repository::{Access, OpenVolume, Read};
+use crate::repository::{Access, Guard, OpenVolume, Read};
 use crate::{Error, ErrorKind, Result, Status};
 
 use super::look::{Now, View};
@@ -154,6 +154,9 @@ pub(crate) struct OpenChain {
     pub chain: Chain,
     /// Top first.
     pub volumes: Vec<OpenVolume>,
+    /// Says that the image itself is being read, if a caller reads it; held, not looked at.
+    #[allow(dead_code)]
+    pub reader: Option<Box<dyn Guard>>,
 }
 
 impl OpenChain {
@@ -176,7 +179,7 @@ pub(crate) fn open(repo: &Repo, id: ImageId, access: Access) -> Result<OpenChain
             // What was read before the locks may have moved until they were had.
             Ok(volumes) => {
                 if read()?.same(&chain) {
-                    return Ok(OpenChain { chain, volumes });
+                    return Ok(OpenChain { chain, volumes, reader: None });
                 }
             }
             // A volume that vanished has been replaced: the chain is another one now.

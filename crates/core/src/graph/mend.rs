@@ -67,7 +67,7 @@ impl Mend {
 
     fn look(&mut self, env: &Env<'_>) -> Result<Step> {
         let Some(image) = self.repo.image(self.image)? else { return Ok(Step::Done) };
-        if self.patient && image.state == State::Live {
+        if self.patient && image.state == State::Live && image.next.is_none() {
             // Complete by now, whoever did it.
             return Ok(Step::Done);
         }
@@ -172,13 +172,18 @@ impl Mend {
         Ok(Step::Done)
     }
 
-    /// The image below the last link that is there, if it is being made in this repository.
+    /// What the image is built on, if it is being made, or made anew, in this repository.
     fn complete_base(&mut self, partial: &Chain) -> Result<Option<Step>> {
-        let missing =
+        let below = partial.links.iter().skip(1).map(|link| &link.image);
+        let renewed = below.filter(|image| image.next.is_some()).map(ImageRecord::id).next();
+        let last =
             partial.links.last().and_then(|link| link.volume.backing.as_ref()).map(|backing| backing.image);
-        let Some(missing) = missing else { return Ok(None) };
-        let pending = self.repo.image(missing)?.is_some_and(|image| image.state == State::Pending);
-        Ok(pending.then(|| self.mend_base(missing)))
+        let Some(missing) = renewed.or(last) else { return Ok(None) };
+        let coming = self
+            .repo
+            .image(missing)?
+            .is_some_and(|image| image.state == State::Pending || image.next.is_some());
+        Ok(coming.then(|| self.mend_base(missing)))
     }
 
     fn fill(&mut self, env: &Env<'_>) -> Result<Step> {

@@ -21,6 +21,7 @@ pub(crate) fn remove(repo: &Repo, id: ImageId, open_here: bool) -> Result<()> {
     if open_here {
         return Err(in_use(repo, id, "it is open in this process"));
     }
+    let _alone = repo.driver.lock_use(id, true)?.ok_or_else(|| in_use(repo, id, "it is open for reading"))?;
     ensure_unused(repo, &record)?;
     mark_removed(repo, id)?;
     if !record.freeze.is_empty() {
@@ -30,7 +31,8 @@ pub(crate) fn remove(repo: &Repo, id: ImageId, open_here: bool) -> Result<()> {
     Ok(())
 }
 
-/// Nobody else may be reading or writing it. An image that others are built on may be read through them.
+/// Nobody may be writing it, no QEMU process may have it open. An image that others are built on may be read through
+/// them.
 fn ensure_unused(repo: &Repo, record: &ImageRecord) -> Result<()> {
     if record.kind != Kind::Disk && !repo.driver.children(record.id())?.is_empty() {
         return Ok(());

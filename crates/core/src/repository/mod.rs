@@ -330,6 +330,11 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// Tries the lock that orders the operations on one image record. Held by somebody else: None.
     fn lock_image(&self, image: ImageId) -> Result<Option<Box<dyn Guard>>>;
 
+    /// Says that the image itself is being read (several may), or with `alone` asks for the moment in which nobody reads
+    /// it: readers of what is built on it do not count. Not to be had: None. Where nothing can be locked because nothing
+    /// can be changed, readers get a guard of nothing.
+    fn lock_use(&self, image: ImageId, alone: bool) -> Result<Option<Box<dyn Guard>>>;
+
     /// Who opened this connection.
     fn host(&self) -> &HostIdentity;
 
@@ -385,7 +390,7 @@ fn known(format: &str) -> Result<Known> {
                 format!("repository format {format:?} is newer than this release, which knows localfs-1.0");
             Err(Error::new(ErrorKind::VersionTooNew, message))
         }
-        ("nfs" | "clvm" | "rbd", _) => {
+        ("nfs", (3, 4)) | ("clvm", (1, 2)) | ("rbd", (1, 0)) => {
             let message = format!("repository format {format:?} is not supported by this release");
             Err(Error::new(ErrorKind::UnsupportedOperation, message))
         }

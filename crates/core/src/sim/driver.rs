@@ -469,6 +469,10 @@ impl Driver for SimDriver {
         Ok(self.lock(Locked::Image(image))?.map(|held| Box::new(held) as Box<dyn Guard>))
     }
 
+    fn lock_use(&self, image: ImageId, alone: bool) -> Result<Option<Box<dyn Guard>>> {
+        Ok(self.lock(Locked::Use(image, alone))?.map(|held| Box::new(held) as Box<dyn Guard>))
+    }
+
     fn host(&self) -> &HostIdentity {
         &self.host
     }

@@ -60,6 +60,8 @@ impl Slot {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Locked {
     Image(ImageId),
+    /// Whether alone.
+    Use(ImageId, bool),
     Volume(VolumeId, Access),
 }
 
@@ -68,6 +70,7 @@ impl Locked {
         let shared = |access| matches!(access, Access::Read | Access::ReadStill);
         match (self, other) {
             (Locked::Image(a), Locked::Image(b)) => a == b,
+            (Locked::Use(a, mine), Locked::Use(b, theirs)) => a == b && (mine || theirs),
             (Locked::Volume(a, mine), Locked::Volume(b, theirs)) => {
                 a == b && !(shared(mine) && shared(theirs))
             }

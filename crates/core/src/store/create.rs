@@ -87,8 +87,8 @@ pub(super) fn virtual_disk(
     // What needs no data to be moved is done before the call returns.
     let at_once = !volume.fill.preallocate
         && matches!(volume.fill.how, How::Zero | How::Clone)
-        && volume.backing.as_ref().is_none_or(|backing| is_live(&repo, backing.image))
-        && volume.fill.source.as_ref().is_none_or(|source| is_live(&repo, source.image));
+        && volume.backing.as_ref().is_none_or(|backing| is_whole(&repo, backing.image))
+        && volume.fill.source.as_ref().is_none_or(|source| is_whole(&repo, source.image));
     let strategy = options.strategy;
     let new = NewImage { id, kind: Kind::Disk, size, strategy, user_data, request, token: Token::random() };
     match add::intend(&repo, &new, volume)? {
@@ -108,8 +108,12 @@ pub(super) fn virtual_disk(
     }
 }
 
-fn is_live(repo: &Repo, id: ImageId) -> bool {
-    repo.image(id).is_ok_and(|image| image.is_some_and(|image| image.state == State::Live))
+/// Whether an image can be used now.
+fn is_whole(repo: &Repo, id: ImageId) -> bool {
+    match repo.image(id) {
+        Ok(Some(image)) => chain::whole(repo, image, Read::Fresh).is_ok(),
+        _ => false,
+    }
 }
 
 /// Takes back an image whose making failed before its id was returned. What fails here is left broken, and removable.

@@ -613,7 +613,10 @@ fn open_for_reading(repo: &Repo, id: ImageId) -> Result<chain::OpenChain> {
     let record = repo.visible_image(id)?;
     lease::ensure_free(repo, &record)?;
     let access = if record.kind == Kind::Disk { Access::ReadStill } else { Access::Read };
-    chain::open(repo, id, access)
+    let reader =
+        repo.driver.lock_use(id, false)?.ok_or_else(|| graph::in_use(repo, id, "it is being removed"))?;
+    let opened = chain::open(repo, id, access)?;
+    Ok(chain::OpenChain { reader: Some(reader), ..opened })
 }
 
 /// All images that callers see.

@@ -11,6 +11,12 @@ use crate::id::{BlobId, ImageId};
 use crate::repository::{Marker, shard_of};
 use crate::{Error, ErrorKind, Result};
 
+/// What of a progress says that it is a last word.
+#[derive(serde::Deserialize)]
+struct Telling {
+    error: Option<serde::de::IgnoredAny>,
+}
+
 /// The room of a marker, the id that decides its shard, and the other.
 fn place(marker: Marker) -> (Room, Uuid, Uuid) {
     match marker {
@@ -80,7 +86,10 @@ impl Tree {
     pub(super) fn put_progress(&self, image: ImageId, bytes: &[u8]) -> Result<()> {
         check_length(bytes, MAX_RECORD)?;
         let shard = self.make_shard(Room::Progress, shard_of(image.0))?;
-        self.replace(&shard, &image.to_string(), bytes)
+        let put = || self.replace(&shard, &image.to_string(), bytes);
+        // Why work ended is said also on a full file system, which is the most likely reason.
+        let tells = serde_json::from_slice::<Telling>(bytes).is_ok_and(|progress| progress.error.is_some());
+        if tells { self.with_reserve(put) } else { put() }
     }
 
     pub(super) fn get_progress(&self, image: ImageId) -> Result<Option<Vec<u8>>> {

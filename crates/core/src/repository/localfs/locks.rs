@@ -62,9 +62,8 @@ impl Drop for ByteLock {
 }
 
 /// Tries to lock one byte.
-fn lock_byte(file: File, byte: u64, path: &Path) -> Result<Option<ByteLock>> {
-    let locked =
-        ofd_try_lock(&file, byte, 1, LockMode::Exclusive).map_err(|e| failed("cannot lock", path, e))?;
+fn lock_byte(file: File, byte: u64, mode: LockMode, path: &Path) -> Result<Option<ByteLock>> {
+    let locked = ofd_try_lock(&file, byte, 1, mode).map_err(|e| failed("cannot lock", path, e))?;
     Ok(locked.then(|| ByteLock { file, byte, process: std::process::id() }))
 }
 
@@ -147,6 +146,15 @@ struct Registration {
     features: Vec<String>,
 }
 
+/// Added to an image's byte: the byte of those who read the image itself.
+const USES: u64 = 1 << 62;
+
+/// Where nothing can be changed, nothing needs to be locked.
+#[derive(Debug)]
+pub(super) struct NoLock;
+
+impl Guard for NoLock {}
+
 /// The image's byte in the lock file of its shard: a hash of all of its id, so that ids chosen alike do not share one.
 fn image_byte(id: Uuid) -> u64 {
     // FNV-1a, of which 62 bits are a valid offset.
@@ -158,6 +166,15 @@ fn image_byte(id: Uuid) -> u64 {
 
 impl Tree {
     pub(super) fn lock_image(&self, image: ImageId) -> Result<Option<ByteLock>> {
+        self.lock_shard_byte(image, image_byte(image.0), LockMode::Exclusive)
+    }
+
+    pub(super) fn lock_use(&self, image: ImageId, alone: bool) -> Result<Option<ByteLock>> {
+        let mode = if alone { LockMode::Exclusive } else { LockMode::Shared };
+        self.lock_shard_byte(image, USES | image_byte(image.0), mode)
+    }
+
+    fn lock_shard_byte(&self, image: ImageId, byte: u64, lock: LockMode) -> Result<Option<ByteLock>> {
         let name = format!("{:03x}", shard_of(image.0));
         let path = self.locks.path.join(&name);
         let (mode, flags) = (self.ownership.file_mode(), OFlags::RDWR);
@@ -174,7 +191,7 @@ impl Tree {
             Err(Errno::LOOP) => return Err(wrong(ErrorKind::CorruptRecord, &path, "is a symbolic link")),
             Err(e) => return Err(failed("cannot open", path, e)),
         };
-        lock_byte(file, image_byte(image.0), &path)
+        lock_byte(file, byte, lock, &path)
     }
 
     /// Announces this store. The record has its lock before it has its name.
@@ -196,9 +213,10 @@ impl Tree {
                     .file
                     .try_clone()
                     .map_err(|e| failed("cannot open again", &self.hosts.path, e))?;
-                let lock = lock_byte(file, HOST_BYTE, &self.hosts.path)?.ok_or_else(|| {
-                    wrong(ErrorKind::CannotLock, &self.hosts.path, "the new host record is locked")
-                })?;
+                let lock =
+                    lock_byte(file, HOST_BYTE, LockMode::Exclusive, &self.hosts.path)?.ok_or_else(|| {
+                        wrong(ErrorKind::CannotLock, &self.hosts.path, "the new host record is locked")
+                    })?;
                 temporary.write(&bytes)?;
                 match temporary.rename(&name) {
                     // Somebody swept it before it was locked.

@@ -295,6 +295,14 @@ impl Driver for LocalFs {
         Ok(self.writer()?.lock_image(image)?.map(|lock| Box::new(lock) as Box<dyn Guard>))
     }
 
+    fn lock_use(&self, image: ImageId, alone: bool) -> Result<Option<Box<dyn Guard>>> {
+        let tree = self.open()?;
+        if self.read_only() {
+            return Ok(Some(Box::new(locks::NoLock)));
+        }
+        Ok(tree.lock_use(image, alone)?.map(|lock| Box::new(lock) as Box<dyn Guard>))
+    }
+
     fn host(&self) -> &HostIdentity {
         &self.host
     }
