@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use vdsmstore_core::options::Bandwidth;
+
 use crate::config::RepoSpec;
 use crate::size;
 
@@ -66,6 +68,71 @@ pub enum RepoCommand {
     List,
     /// Show space, counts and capabilities.
     Info(OneRepo),
+    /// List what is unfinished or could be better, and what doing it costs.
+    Check(RepoCheck),
+    /// Do what a check lists: one fix, or all of them.
+    Fix(RepoFix),
+}
+
+/// `repo check`
+#[derive(Debug, Args)]
+pub struct RepoCheck {
+    #[command(flatten)]
+    pub repo: OneRepo,
+    /// Find out exactly what each fix costs, from the maps of the images; takes longer.
+    #[arg(long)]
+    pub exact: bool,
+}
+
+/// `repo fix`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "FILE holds one fix or a list of them, as `repo check --json` prints it. With --all the check and its \
+                  fixes are repeated until nothing is left or nothing moves any more; this is what a timer runs. \
+                  Exit status: 0 nothing is left, 3 something is left that cannot be done now (an image is in use, a \
+                  source is not there, a fix is out of date), 1 something failed."
+)]
+pub struct RepoFix {
+    #[command(flatten)]
+    pub repo: OneRepo,
+    /// What to do, as JSON; `-`: from standard input.
+    #[arg(value_name = "FILE", required_unless_present = "all", conflicts_with = "all")]
+    pub file: Option<PathBuf>,
+    /// Everything that a check lists.
+    #[arg(long)]
+    pub all: bool,
+    /// Only fixes of this type; may be repeated.
+    #[arg(long = "type", value_name = "TYPE", value_enum, requires = "all")]
+    pub types: Vec<FixTypeArg>,
+    /// Only list what would be done first.
+    #[arg(long, requires = "all", conflicts_with = "watch")]
+    pub dry_run: bool,
+    /// Do it again and again, with pauses of so many seconds, until interrupted.
+    #[arg(long, value_name = "SECONDS", value_parser = size::seconds, requires = "all")]
+    pub watch: Option<std::time::Duration>,
+    #[command(flatten)]
+    pub limit: LimitArgs,
+}
+
+/// `--type`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FixTypeArg {
+    /// Gives space back.
+    Clean,
+    /// Brings an image to its best representation.
+    Optimize,
+    /// Makes one volume of two, where nobody wants the image between them.
+    Merge,
+    /// Completes what was begun.
+    Mend,
+}
+
+/// How fast data is moved.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct LimitArgs {
+    /// At most so many bytes per second, also for whoever goes on with the work: a number, or one with K, M or G.
+    #[arg(long, value_name = "BYTES", value_parser = size::bandwidth)]
+    pub bandwidth: Option<Bandwidth>,
 }
 
 /// `repo format`
@@ -125,8 +192,20 @@ pub enum ImageCommand {
     Info(OneImage),
     /// Wait until an image can be used, whichever host brings it there.
     Wait(ImageWait),
+    /// Stop the work on an image, whichever process of this machine and user does it; it can be gone on with.
+    Stop(OneImage),
     /// Replace the user data of an image.
     SetUserdata(ImageSetUserData),
+    /// Say how an image's data is to be held; the work is left to `repo fix`.
+    SetStrategy(ImageSetStrategy),
+    /// Make a virtual disk larger.
+    Resize(ImageResize),
+    /// Write an image to a raw or qcow2 file, which has its name only when it is whole.
+    Export(ImageExport),
+    /// List what differs between an image and another, or what an image holds.
+    Diff(ImageDiff),
+    /// Tell what a copy of an image would take.
+    Measure(ImageMeasure),
     /// Write bytes of an image to standard output.
     Read(ImageRead),
     /// Write standard input to a virtual disk.
@@ -198,6 +277,8 @@ pub struct ImageCreate {
     pub base: Option<String>,
     #[command(flatten)]
     pub new: NewArgs,
+    #[command(flatten)]
+    pub limit: LimitArgs,
 }
 
 /// `image snapshot`
@@ -233,6 +314,8 @@ pub struct ImageCopy {
     pub partial: bool,
     #[command(flatten)]
     pub new: NewArgs,
+    #[command(flatten)]
+    pub limit: LimitArgs,
 }
 
 /// `image import`
@@ -249,6 +332,8 @@ pub struct ImageImport {
     pub format: FileFormat,
     #[command(flatten)]
     pub new: NewArgs,
+    #[command(flatten)]
+    pub limit: LimitArgs,
 }
 
 /// Formats of files outside repositories.
@@ -323,6 +408,68 @@ pub struct ImageSetUserData {
     /// Any JSON; `@FILE` reads it from a file.
     #[arg(value_name = "JSON")]
     pub user_data: String,
+}
+
+/// `image set-strategy`
+#[derive(Debug, Args)]
+pub struct ImageSetStrategy {
+    #[command(flatten)]
+    pub image: OneImage,
+    /// In little space, or for speed.
+    #[arg(value_enum)]
+    pub strategy: StrategyArg,
+}
+
+/// `image resize`
+#[derive(Debug, Args)]
+pub struct ImageResize {
+    #[command(flatten)]
+    pub image: OneImage,
+    /// The new virtual size: bytes, or with K, M, G or T; not less than the present one.
+    #[arg(value_name = "SIZE", value_parser = size::parse)]
+    pub size: i64,
+}
+
+/// `image export`
+#[derive(Debug, Args)]
+pub struct ImageExport {
+    #[command(flatten)]
+    pub image: OneImage,
+    /// The file, in a directory that exists.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Its format.
+    #[arg(short, long, value_enum)]
+    pub format: FileFormat,
+    /// Replace a file of that name.
+    #[arg(long)]
+    pub overwrite: bool,
+    /// At most so many bytes per second: a number, or one with K, M or G.
+    #[arg(long, value_name = "BYTES", value_parser = size::bandwidth)]
+    pub bandwidth: Option<Bandwidth>,
+}
+
+/// `image diff`
+#[derive(Debug, Args)]
+pub struct ImageDiff {
+    #[command(flatten)]
+    pub image: OneImage,
+    /// The image to compare with, in the same repository.
+    #[arg(value_name = "BASE")]
+    pub base: Option<String>,
+}
+
+/// `image measure`
+#[derive(Debug, Args)]
+pub struct ImageMeasure {
+    #[command(flatten)]
+    pub image: OneImage,
+    /// The copy is to hold only the difference to this image of the same repository.
+    #[arg(long, value_name = "IMAGE")]
+    pub base: Option<String>,
+    /// The format of the copy.
+    #[arg(short, long, value_enum, default_value_t = FileFormat::Raw)]
+    pub format: FileFormat,
 }
 
 /// `image read`, `image extents`

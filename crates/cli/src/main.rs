@@ -9,6 +9,7 @@ mod output;
 mod progress;
 mod session;
 mod size;
+mod stop;
 
 use std::env;
 use std::process::ExitCode;

@@ -11,6 +11,7 @@ use crate::config::{self, RepoSpec};
 use crate::interrupt::Interrupt;
 use crate::output::{Output, warn};
 use crate::progress::Progress;
+use crate::stop::{self, Offer};
 
 /// How often a wait looks at signals and progress.
 const TICK: Duration = Duration::from_millis(100);
@@ -117,6 +118,11 @@ impl Session {
         }
     }
 
+    /// While it is held, `image stop` of the same user can stop what runs on the image here.
+    pub fn offer_to_stop(&self, repo: &str, image: &str) -> Option<Offer> {
+        stop::offer(&self.store, self.repository(repo).ok()?, image)
+    }
+
     /// After a verb has made an image: prints its id, waits for the work, says what came of it.
     pub fn finish(&self, repo: &str, image: ImageId, task_id: &str, wait: bool) -> Result<Outcome> {
         let id = image.to_string();
@@ -125,11 +131,13 @@ impl Session {
             self.out.line(&id)?;
         }
         let place = |error: Error| error.with("repoId", repo).with("imageId", id.as_str());
+        let _offer = if wait { self.offer_to_stop(repo, &id) } else { None };
         let worked = if wait { self.wait_tasks(task_id) } else { Ok(()) };
         if let Err(error) = &worked
             && error.kind() == ErrorKind::Stopped
         {
-            let message = format!("interrupted; image {id} in {repo} stays, and its work can be resumed");
+            let message =
+                format!("interrupted; image {id} in {repo} stays: `vdsmstore repo fix {repo} --all` goes on with it");
             return Err(place(Error::new(ErrorKind::Stopped, message)));
         }
         let status = self.store.get_image_status(repo, &id)?;

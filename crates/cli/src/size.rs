@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use vdsmstore_core::options::Bandwidth;
+
 /// Bytes: a number, or one with K, M, G or T (powers of 1024).
 pub fn parse(text: &str) -> Result<i64, String> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
@@ -15,6 +17,14 @@ pub fn parse(text: &str) -> Result<i64, String> {
     };
     let number: i64 = digits.parse().map_err(|_| "a number is needed, such as 512 or 10G".to_owned())?;
     number.checked_mul(1 << shift).filter(|bytes| *bytes >= 0).ok_or_else(|| "too large".to_owned())
+}
+
+/// Bytes per second, at least 1.
+pub fn bandwidth(text: &str) -> Result<Bandwidth, String> {
+    match u64::try_from(parse(text)?) {
+        Ok(bytes) if bytes > 0 => Ok(Bandwidth(bytes)),
+        _ => Err("at least 1 byte per second is needed".to_owned()),
+    }
 }
 
 /// Seconds, with or without decimals.
@@ -75,6 +85,12 @@ mod tests {
         for wrong in ["", "G", "-1", "1.5G", "10X", "9999999999G", "1 G", "é"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn limits_are_parsed() {
+        assert_eq!(bandwidth("10M"), Ok(Bandwidth(10 << 20)));
+        assert!(bandwidth("0").is_err() && bandwidth("-1").is_err() && bandwidth("fast").is_err());
     }
 
     #[test]

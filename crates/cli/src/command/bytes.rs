@@ -109,13 +109,14 @@ pub fn extents(session: &Session, arguments: &ImageRead) -> Result<Outcome> {
 
 /// Prints extents; runs that go over the end of a batch are one.
 #[derive(Default)]
-struct Merged {
+pub struct Merged {
     pending: Option<Extent>,
     printed: u64,
 }
 
 impl Merged {
-    fn push(&mut self, session: &Session, mut extent: Extent, end: u64) -> Result<()> {
+    /// The next one; what lies beyond `end` is left out.
+    pub fn push(&mut self, session: &Session, mut extent: Extent, end: u64) -> Result<()> {
         if extent.offset >= end {
             return Ok(());
         }
@@ -146,7 +147,8 @@ impl Merged {
         session.out.line(&format!("{} {} {kind}", extent.offset, extent.length))
     }
 
-    fn end(mut self, session: &Session) -> Result<()> {
+    /// That was all.
+    pub fn end(mut self, session: &Session) -> Result<()> {
         if let Some(last) = self.pending.take() {
             self.print(session, last)?;
         }

@@ -4,15 +4,19 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use vdsmstore_core::options::{ForceOptions, ImageKind, ListOptions};
+use vdsmstore_core::options::{ForceOptions, ImageKind, ListOptions, ResizeOptions};
 use vdsmstore_core::{Error, ErrorKind, ImageInfo, Prepared, Result, Status};
 
-use crate::args::{ImageCommand, ImageList, ImageSetUserData, ImageTeardown, ImageWait, KindArg, OneImage};
-use crate::command::{bytes, make, prepare};
+use crate::args::{
+    ImageCommand, ImageList, ImageResize, ImageSetStrategy, ImageSetUserData, ImageTeardown, ImageWait, KindArg,
+    OneImage,
+};
+use crate::command::{bytes, make, prepare, transfer};
 use crate::draw::tree::name_of;
-use crate::output::{pairs, table};
+use crate::output::{pairs, table, warn};
 use crate::session::{Outcome, Session, status_value, usable};
 use crate::size::{date, human};
+use crate::stop;
 
 /// Runs one of them.
 pub fn run(session: &Session, command: ImageCommand) -> Result<Outcome> {
@@ -26,7 +30,13 @@ pub fn run(session: &Session, command: ImageCommand) -> Result<Outcome> {
         ImageCommand::List(arguments) => list(session, &arguments),
         ImageCommand::Info(arguments) => info(session, &arguments),
         ImageCommand::Wait(arguments) => wait(session, &arguments),
+        ImageCommand::Stop(arguments) => stop(session, &arguments),
         ImageCommand::SetUserdata(arguments) => set_user_data(session, &arguments),
+        ImageCommand::SetStrategy(arguments) => set_strategy(session, &arguments),
+        ImageCommand::Resize(arguments) => resize(session, &arguments),
+        ImageCommand::Export(arguments) => transfer::export(session, &arguments),
+        ImageCommand::Diff(arguments) => transfer::diff(session, &arguments),
+        ImageCommand::Measure(arguments) => transfer::measure(session, &arguments),
         ImageCommand::Read(arguments) => bytes::read(session, &arguments),
         ImageCommand::Write(arguments) => bytes::write(session, &arguments),
         ImageCommand::Extents(arguments) => bytes::extents(session, &arguments),
@@ -161,6 +171,35 @@ fn set_user_data(session: &Session, arguments: &ImageSetUserData) -> Result<Outc
     let OneImage { repo, image } = &arguments.image;
     session.connect(repo)?;
     session.store.set_image_user_data(repo, image, &make::user_data(&arguments.user_data)?)?;
+    done(session, &arguments.image)
+}
+
+/// Stops the command that works on the image, if one of this machine and user does.
+fn stop(session: &Session, arguments: &OneImage) -> Result<Outcome> {
+    let OneImage { repo, image } = arguments;
+    session.connect(repo)?;
+    let status = session.store.get_image_status(repo, image)?;
+    let stopped = stop::ask(session.repository(repo)?, image)?;
+    if !stopped && status.status == Status::Broken {
+        warn(&format!("no command of this user and machine works on image {image} in {repo}"));
+    }
+    if session.out.json() {
+        session.out.value(&json!({ "repoId": repo, "imageId": image, "stopped": stopped }))?;
+    }
+    Ok(Outcome::Done)
+}
+
+fn set_strategy(session: &Session, arguments: &ImageSetStrategy) -> Result<Outcome> {
+    let OneImage { repo, image } = &arguments.image;
+    session.connect(repo)?;
+    session.store.set_image_strategy(repo, image, make::strategy(arguments.strategy))?;
+    done(session, &arguments.image)
+}
+
+fn resize(session: &Session, arguments: &ImageResize) -> Result<Outcome> {
+    let OneImage { repo, image } = &arguments.image;
+    session.connect(repo)?;
+    session.store.resize_virtual_disk(repo, image, arguments.size, &ResizeOptions::default())?;
     done(session, &arguments.image)
 }
 

@@ -1,8 +1,9 @@
 //! The commands that make or remove images, and wait for the work they start.
 
 use std::fs;
+use std::path::Path;
 
-use vdsmstore_core::options::{AutoFix, CopyOptions, CreateOptions, RemoveOptions, Strategy};
+use vdsmstore_core::options::{AutoFix, Bandwidth, CopyOptions, CreateOptions, RemoveOptions, Strategy};
 use vdsmstore_core::{Error, ErrorKind, Result};
 
 use crate::args::{
@@ -27,7 +28,7 @@ pub fn create(session: &Session, arguments: &ImageCreate) -> Result<Outcome> {
         arguments.size,
         arguments.base.as_deref(),
         &user_data(&new.user_data)?,
-        &create_options(new, &task)?,
+        &create_options(new, &task, arguments.limit.bandwidth)?,
     )?;
     session.finish(&arguments.repo, id, &task, !new.work.no_wait)
 }
@@ -41,7 +42,7 @@ pub fn snapshot(session: &Session, arguments: &ImageSnapshot) -> Result<Outcome>
         &arguments.repo,
         &arguments.disk,
         &user_data(&new.user_data)?,
-        &create_options(new, &task)?,
+        &create_options(new, &task, None)?,
     )?;
     session.finish(&arguments.repo, id, &task, !new.work.no_wait)
 }
@@ -51,7 +52,7 @@ pub fn copy(session: &Session, arguments: &ImageCopy) -> Result<Outcome> {
     let new = &arguments.new;
     connect(session, &arguments.repo, new)?;
     let task = task_id(new.work.task_id.as_deref());
-    let common = create_options(new, &task)?;
+    let common = create_options(new, &task, arguments.limit.bandwidth)?;
     let mut options =
         CopyOptions { mutable: !arguments.snapshot, partial: arguments.partial, ..CopyOptions::default() };
     options.auto_fix = common.auto_fix;
@@ -60,6 +61,7 @@ pub fn copy(session: &Session, arguments: &ImageCopy) -> Result<Outcome> {
     options.image_hints = common.image_hints;
     options.image_id = common.image_id;
     options.task_id = common.task_id;
+    options.bandwidth = common.bandwidth;
     let id = session.store.copy_image(
         &arguments.repo,
         &arguments.image,
@@ -73,21 +75,15 @@ pub fn copy(session: &Session, arguments: &ImageCopy) -> Result<Outcome> {
 /// `image import`
 pub fn import(session: &Session, arguments: &ImageImport) -> Result<Outcome> {
     let new = &arguments.new;
-    let path =
-        std::path::absolute(&arguments.file).map_err(|error| local(arguments.file.display(), error))?;
-    let path = path.to_str().ok_or_else(|| usage(format!("{}: the path is not UTF-8", path.display())))?;
-    let format = match arguments.format {
-        FileFormat::Raw => "raw",
-        FileFormat::Qcow2 => "qcow2",
-    };
+    let path = absolute(&arguments.file)?;
     session.connect(&arguments.repo)?;
     let task = task_id(new.work.task_id.as_deref());
     let id = session.store.import_image(
         &arguments.repo,
-        path,
-        format,
+        &path,
+        format_name(arguments.format),
         &user_data(&new.user_data)?,
-        &create_options(new, &task)?,
+        &create_options(new, &task, arguments.limit.bandwidth)?,
     )?;
     session.finish(&arguments.repo, id, &task, !new.work.no_wait)
 }
@@ -120,6 +116,22 @@ pub fn remove(session: &Session, arguments: &ImageRemove) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
+/// A path of the command line as the store gets it.
+pub fn absolute(path: &Path) -> Result<String> {
+    let path = std::path::absolute(path).map_err(|error| local(path.display(), error))?;
+    path.into_os_string()
+        .into_string()
+        .map_err(|path| usage(format!("{}: the path is not UTF-8", path.display())))
+}
+
+/// A format as the store names it.
+pub fn format_name(format: FileFormat) -> &'static str {
+    match format {
+        FileFormat::Raw => "raw",
+        FileFormat::Qcow2 => "qcow2",
+    }
+}
+
 /// The JSON that was given, or that of the file that was named.
 pub fn user_data(text: &str) -> Result<String> {
     match text.strip_prefix('@') {
@@ -142,16 +154,14 @@ fn connect(session: &Session, target: &str, new: &NewArgs) -> Result<()> {
     }
 }
 
-fn create_options(new: &NewArgs, task: &str) -> Result<CreateOptions> {
+fn create_options(new: &NewArgs, task: &str, bandwidth: Option<Bandwidth>) -> Result<CreateOptions> {
     let mut options = CreateOptions {
         auto_fix: auto_fix(&new.work),
-        strategy: match new.strategy {
-            StrategyArg::Space => Strategy::Space,
-            StrategyArg::Performance => Strategy::Performance,
-        },
+        strategy: strategy(new.strategy),
         participating_repositories: (!new.only.is_empty()).then(|| new.only.clone()),
         image_id: new.image_id.clone(),
         task_id: Some(task.to_owned()),
+        bandwidth,
         ..CreateOptions::default()
     };
     for (image, repo) in &new.hints {
@@ -160,6 +170,14 @@ fn create_options(new: &NewArgs, task: &str) -> Result<CreateOptions> {
         }
     }
     Ok(options)
+}
+
+/// The strategy that was named.
+pub fn strategy(named: StrategyArg) -> Strategy {
+    match named {
+        StrategyArg::Space => Strategy::Space,
+        StrategyArg::Performance => Strategy::Performance,
+    }
 }
 
 fn auto_fix(work: &WorkArgs) -> AutoFix {

@@ -1,12 +1,14 @@
 //! The commands: each calls one verb of the store, prints what it returns and waits for what it started.
 
 mod bytes;
+mod fix;
 mod generate;
 mod graph;
 mod image;
 mod make;
 mod prepare;
 mod repo;
+mod transfer;
 
 use vdsmstore_core::Result;
 

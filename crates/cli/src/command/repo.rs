@@ -5,6 +5,7 @@ use vdsmstore_core::options::{ForceOptions, FormatOptions};
 use vdsmstore_core::{Error, Result};
 
 use crate::args::{RepoCommand, RepoFormat};
+use crate::command::fix;
 use crate::output::{pairs, table};
 use crate::session::{Outcome, Session};
 use crate::size::human;
@@ -15,6 +16,8 @@ pub fn run(session: &Session, command: RepoCommand) -> Result<Outcome> {
         RepoCommand::Format(arguments) => format(session, &arguments),
         RepoCommand::List => list(session),
         RepoCommand::Info(arguments) => info(session, &arguments.repo),
+        RepoCommand::Check(arguments) => fix::check(session, &arguments),
+        RepoCommand::Fix(arguments) => fix::fix(session, &arguments),
     }
 }
 
