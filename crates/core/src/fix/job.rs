@@ -62,7 +62,7 @@ impl FixJob {
                 return Ok(Step::Again);
             }
             Action::Merge(id) => {
-                if let Some(merge) = merge::begin(&self.repo, env, id)? {
+                if let Some(merge) = merge::begin(&self.repo, env, id, self.bandwidth)? {
                     self.work = Work::Merge(Box::new(merge));
                     return Ok(Step::Again);
                 }
@@ -136,8 +136,9 @@ impl Job for FixJob {
         match &mut self.work {
             Work::Mend(mend) => mend.step(env),
             Work::Merge(merge) => {
-                if merge.step(env)? != Step::Done {
-                    return Ok(Step::Again);
+                let step = merge.step(env)?;
+                if step != Step::Done {
+                    return Ok(step);
                 }
                 if let Work::Merge(merge) = std::mem::replace(&mut self.work, Work::Look) {
                     merge.finish()?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::id::ImageId;
 use crate::job::{Env, Job, Step};
-use crate::record::{ImageRecord, Kind, State, VolumeState};
+use crate::record::{Fill, How, ImageRecord, Kind, Source, State, VolumeFormat, VolumeState};
 use crate::repo::Repo;
 use crate::repository::{Guard, Read};
 use crate::{Error, ErrorKind, Result};
@@ -13,6 +13,7 @@ use crate::{Error, ErrorKind, Result};
 use super::chain::{self, Chain, Resolved};
 use super::fill::{Filler, Start};
 use super::look::{Now, View};
+use super::search::elsewhere;
 use super::{add, clean, in_use, mirror, replace, switch};
 
 /// Pause before a busy image is looked at again.
@@ -159,8 +160,14 @@ impl Mend {
             return Ok(Step::Again);
         }
         let whole = match chain::resolve(&Now(&self.repo, Read::Fresh), image.clone())? {
-            Resolved::Whole(chain) => chain,
-            Resolved::Broken(partial, _) => return Ok(self.complete_base(&partial)?.unwrap_or(Step::Done)),
+            Resolved::Whole(chain) if self.repo.driver.volume_exists(image.volume)? => chain,
+            Resolved::Whole(_) => return self.fetch(env, image),
+            Resolved::Broken(partial, _) => {
+                return match self.complete_base(&partial)? {
+                    Some(step) => Ok(step),
+                    None => self.fetch(env, image),
+                };
+            }
         };
         let top = &whole.top().volume;
         if !mirror::is_current(&self.repo, top)? {
@@ -170,6 +177,19 @@ impl Mend {
             return Ok(Step::Again);
         }
         Ok(Step::Done)
+    }
+
+    /// A snapshot that cannot be read here gets a new volume, filled from another repository, if one has it.
+    fn fetch(&self, env: &Env<'_>, image: &ImageRecord) -> Result<Step> {
+        if image.kind != Kind::Snapshot {
+            return Ok(Step::Done);
+        }
+        let Some(other) = elsewhere(&env.repos, &self.repo, self.image)? else { return Ok(Step::Done) };
+        let source = Source { repo: other.driver.repository_nonce(), image: self.image, token: image.token };
+        let fill = Fill { source: Some(source), ..Fill::simple(How::Copy) };
+        let volume = add::NewVolume { format: VolumeFormat::Raw, size: image.size, backing: None, fill };
+        replace::refill(&self.repo, image, volume)?;
+        Ok(Step::Again)
     }
 
     /// What the image is built on, if it is being made, or made anew, in this repository.
@@ -188,8 +208,9 @@ impl Mend {
 
     fn fill(&mut self, env: &Env<'_>) -> Result<Step> {
         let Some(filler) = &mut self.filler else { return Ok(Step::Again) };
-        if filler.step(env)? == Step::Again {
-            return Ok(Step::Again);
+        let step = filler.step(env)?;
+        if step != Step::Done {
+            return Ok(step);
         }
         let volume = filler.volume().clone();
         let image = self.repo.image(self.image)?.ok_or_else(|| self.repo.image_not_found(self.image))?;

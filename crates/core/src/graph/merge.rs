@@ -17,7 +17,7 @@ use crate::repository::{Access, Guard, Marker, OpenVolume, Read};
 use crate::{Error, ErrorKind, Result};
 
 use super::chain::{self, mirror_of};
-use super::fill::{WATERMARK_BYTES, WATERMARK_TIME, error_text};
+use super::fill::{Limit, WATERMARK_BYTES, WATERMARK_TIME, error_text};
 use super::look::{Now, View};
 use super::{clean, lease, mirror, resize, try_lock};
 
@@ -106,6 +106,7 @@ pub(crate) struct Merge {
     layer: usize,
     position: u64,
     size: u64,
+    limit: Limit,
     unflushed: u64,
     flushed_at: Instant,
     /// Given back in this order: bytes first.
@@ -115,7 +116,12 @@ pub(crate) struct Merge {
 }
 
 /// Begins a merge: takes all locks or none, and for the downward direction absorbs the lower image.
-pub(crate) fn begin(repo: &Arc<Repo>, env: &Env<'_>, t: ImageId) -> Result<Option<Merge>> {
+pub(crate) fn begin(
+    repo: &Arc<Repo>,
+    env: &Env<'_>,
+    t: ImageId,
+    bandwidth: Option<u64>,
+) -> Result<Option<Merge>> {
     let Some(record) = repo.image(t)? else { return Ok(None) };
     let Some(found) = candidate(&Now(repo, Read::Fresh), &record)? else { return Ok(None) };
     let lower_order = try_lock(repo, t)?;
@@ -138,7 +144,8 @@ pub(crate) fn begin(repo: &Arc<Repo>, env: &Env<'_>, t: ImageId) -> Result<Optio
         }
         grow(repo, &mut pair, &lower)?;
     }
-    let merge = open(repo, pair, direction, lower, upper, [lower_order, upper_order])?;
+    let mut merge = open(repo, pair, direction, lower, upper, [lower_order, upper_order])?;
+    merge.limit = Limit::new(bandwidth);
     env.task.set_stage(merge.direction.stage(), merge.position, merge.size);
     Ok(Some(merge))
 }
@@ -213,6 +220,7 @@ fn open(
         layer: direction.layer(),
         position,
         size,
+        limit: Limit::new(None),
         unflushed: 0,
         flushed_at: Instant::now(),
         lower,
@@ -282,7 +290,10 @@ impl Merge {
             }
             return Ok(Step::Done);
         }
-        let length = STEP.min(self.size - self.position);
+        if let Some(pause) = self.limit.pause() {
+            return Ok(Step::Later(pause));
+        }
+        let length = STEP.min(self.limit.step()).min(self.size - self.position);
         let plan = plan::layer(&self.source, self.layer, self.position, length)?;
         let control = Control {
             cancel: &|| env.task.is_cancelled(),
@@ -292,6 +303,7 @@ impl Merge {
         let outcome = execute(&plan, &self.source, None, &self.target, &control)?;
         self.position += length;
         env.task.set_done(self.position);
+        self.limit.spend(outcome.read);
         self.unflushed += outcome.written + outcome.zeroed;
         if self.unflushed >= WATERMARK_BYTES || self.flushed_at.elapsed() >= WATERMARK_TIME {
             self.target.flush()?;

@@ -42,6 +42,18 @@ pub(crate) fn begin(repo: &Repo, chain: &Chain) -> Result<bool> {
     Ok(true)
 }
 
+/// Announces a new volume for a live snapshot that cannot be read here, filled from where it can. The caller holds its
+/// lock.
+pub(crate) fn refill(repo: &Repo, present: &ImageRecord, volume: add::NewVolume) -> Result<ImageRecord> {
+    let next = add::announce_volume(repo, volume, present.id())?;
+    let mut record = ImageRecord { next: Some(next.id()), ..present.clone() };
+    if !repo.replace(&mut record)? {
+        add::withdraw_volume(repo, &next, present.id());
+        return Err(in_use(repo, present.id(), "it changed meanwhile"));
+    }
+    Ok(record)
+}
+
 /// Moves the image to its next volume, which is ready.
 pub(crate) fn seal(repo: &Repo, image: &ImageRecord) -> Result<()> {
     let Some(next) = image.next else { return Ok(()) };

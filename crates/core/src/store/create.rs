@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::graph::add::{self, Intended, NewImage, NewVolume};
 use crate::graph::search::{Found, Search};
-use crate::graph::{chain, clean, import, lease, lock_image, switch};
+use crate::graph::{chain, clean, import, lease, lock_image, replace, switch};
 use crate::id::{BlobId, ImageId, Token};
 use crate::options::{AutoFix, Bandwidth, CopyOptions, CreateOptions, Strategy};
 use crate::record::{Backing, Fill, How, ImageRecord, Kind, Source, State, VolumeFormat, VolumeRecord};
@@ -412,7 +412,10 @@ fn snapshot_copy(
             {
                 return Ok(present);
             }
-            State::Live => return refill(repo, &present, volume),
+            State::Live => {
+                let _order = lock_image(repo, id)?;
+                return replace::refill(repo, &present, volume);
+            }
             State::Removed => {
                 if let Some(image) = resurrect(repo, &present, user_data)? {
                     return Ok(image);
@@ -484,18 +487,6 @@ fn begin_again(
         clean::volume(repo, old)?;
     }
     Ok(Some(pending))
-}
-
-/// A live snapshot that cannot be read here gets a new volume, filled from where it can.
-fn refill(repo: &Repo, present: &ImageRecord, volume: NewVolume) -> Result<ImageRecord> {
-    let _order = lock_image(repo, present.id())?;
-    let next = add::announce_volume(repo, volume, present.id())?;
-    let mut record = ImageRecord { next: Some(next.id()), ..present.clone() };
-    if !repo.replace(&mut record)? {
-        add::withdraw_volume(repo, &next, present.id());
-        return Err(crate::graph::in_use(repo, present.id(), "it changed meanwhile"));
-    }
-    Ok(record)
 }
 
 pub(super) fn import(

@@ -68,15 +68,6 @@ pub fn set_backing(device: &dyn Device, backing: Option<&Backing>) -> Result<()>
     device.flush()
 }
 
-/// Rewrites the backing name only, as [`set_backing`] does; `Unsupported` for an image without one.
-pub fn set_backing_name(device: &dyn Device, name: &str) -> Result<()> {
-    let format = Header::read(device)?.backing_format.and_then(|format| format.parse().ok());
-    let Some(format) = format else {
-        return Err(unsupported(device, "no backing file of a known format to rename"));
-    };
-    set_backing(device, Some(&Backing { name: name.into(), format }))
-}
-
 /// Whether nothing would get lost by writing extensions and name anew: no feature that we do not write, no
 /// extension but the backing format, nothing else behind them.
 fn is_ours(sector: &[u8; SECTOR]) -> bool {

@@ -13,7 +13,7 @@ mod mapping;
 mod table;
 mod write;
 
-pub use backing::{Backing, set_backing, set_backing_name};
+pub use backing::{Backing, set_backing};
 pub use create::{CreateOptions, create};
 pub(crate) use mapping::{Below, Piece, Qcow2};
 
