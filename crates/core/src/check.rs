@@ -148,15 +148,12 @@ impl<V: View> Judge<'_, V> {
         };
         match resolve(self.view, image.clone())? {
             Resolved::Broken(partial, _) => {
-                // What it is built on has a fix of its own, if it is here at all.
-                let base = partial.links.last().and_then(|link| link.volume.backing.as_ref());
-                let coming = match base {
-                    Some(base) => {
-                        self.view.image(base.image)?.is_some_and(|base| base.state == State::Pending)
-                    }
+                // What it is built on has a fix of its own, or is not here: then it comes, or nothing can be done.
+                let waits = match partial.base() {
+                    Some(base) => self.view.image(base)?.is_none_or(|base| base.state == State::Pending),
                     None => false,
                 };
-                if coming { Ok(None) } else { fetch() }
+                if waits { Ok(None) } else { fetch() }
             }
             Resolved::Whole(chain) => {
                 if !self.view.object(chain.top().volume.id())? {

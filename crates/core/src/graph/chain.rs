@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vdsmstore_io::{self as io, Layer};
 
@@ -21,6 +21,9 @@ pub(crate) const MAX_DEPTH: usize = 250;
 pub(crate) const GOOD_DEPTH: usize = 64;
 /// How often an open is tried again when the chain moves under it.
 const OPEN_TRIES: u32 = 20;
+
+/// How long a volume may be in use before that is an answer.
+const BRIEFLY: Duration = Duration::from_millis(200);
 
 /// One step of a chain: the image, and the volume that holds it.
 #[derive(Clone, Debug)]
@@ -47,6 +50,11 @@ impl Chain {
     /// The image that it is the data of.
     pub fn top(&self) -> &Link {
         &self.links[0]
+    }
+
+    /// The image that the last link is built on.
+    pub fn base(&self) -> Option<ImageId> {
+        self.links.last().and_then(|link| link.volume.backing.as_ref()).map(|backing| backing.image)
     }
 
     /// Two chains read the same bytes if they have the same volumes in the same states.
@@ -195,14 +203,25 @@ pub(crate) fn open(repo: &Repo, id: ImageId, access: Access) -> Result<OpenChain
     ))
 }
 
+/// Opens a volume; one that is in use is waited for, but only as long as the correction of a header takes.
+pub(crate) fn open_volume(repo: &Repo, id: VolumeId, access: Access) -> Result<OpenVolume> {
+    let deadline = Instant::now() + BRIEFLY;
+    loop {
+        match repo.driver.open_volume(id, access) {
+            Err(error) if error.kind() == ErrorKind::ImageInUse && Instant::now() < deadline => {
+                thread::sleep(BRIEFLY / 20);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
 fn open_links(repo: &Repo, chain: &Chain, access: Access) -> Result<Vec<OpenVolume>> {
     let top = chain.top().image.id();
     let mut volumes = Vec::with_capacity(chain.links.len());
     for (index, link) in chain.links.iter().enumerate() {
         let access = if index == 0 { access } else { Access::Read };
-        let opened = repo
-            .driver
-            .open_volume(link.volume.id(), access)
+        let opened = open_volume(repo, link.volume.id(), access)
             .map_err(|error| error.context(format_args!("image {top} in repository {:?}", repo.id)))?;
         volumes.push(opened);
     }

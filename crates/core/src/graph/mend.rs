@@ -165,6 +165,8 @@ impl Mend {
             Resolved::Broken(partial, _) => {
                 return match self.complete_base(&partial)? {
                     Some(step) => Ok(step),
+                    // It was stored as a difference to a base that is not here: that base makes it whole.
+                    None if self.awaits_base(&partial)? => Ok(Step::Done),
                     None => self.fetch(env, image),
                 };
             }
@@ -177,6 +179,13 @@ impl Mend {
             return Ok(Step::Again);
         }
         Ok(Step::Done)
+    }
+
+    fn awaits_base(&self, partial: &Chain) -> Result<bool> {
+        match partial.base() {
+            Some(base) => Ok(self.repo.image(base)?.is_none()),
+            None => Ok(false),
+        }
     }
 
     /// A snapshot that cannot be read here gets a new volume, filled from another repository, if one has it.

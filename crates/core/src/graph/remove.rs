@@ -6,7 +6,7 @@ use crate::repo::{Change, Repo};
 use crate::repository::Access;
 use crate::{ErrorKind, Result};
 
-use super::{in_use, lease, lock_image, switch};
+use super::{chain, in_use, lease, lock_image, switch};
 
 /// Makes the id vanish for callers. `open_here`: this store has it open.
 pub(crate) fn remove(repo: &Repo, id: ImageId, open_here: bool) -> Result<()> {
@@ -37,7 +37,7 @@ fn ensure_unused(repo: &Repo, record: &ImageRecord) -> Result<()> {
     if record.kind != Kind::Disk && !repo.driver.children(record.id())?.is_empty() {
         return Ok(());
     }
-    match repo.driver.open_volume(record.volume, Access::Write) {
+    match chain::open_volume(repo, record.volume, Access::Write) {
         Err(error) if error.kind() == ErrorKind::ImageInUse => {
             Err(error.context(format_args!("image {} in repository {:?}", record.id(), repo.id)))
         }

@@ -38,9 +38,7 @@ pub(crate) fn intend(repo: &Repo, disk: ImageId, new: &NewImage<'_>) -> Result<I
         return Err(Error::new(ErrorKind::TooManyVolumes, message).with("imageId", disk.to_string()));
     }
     // Nobody may be writing: neither a store nor a QEMU process.
-    let _still = repo
-        .driver
-        .open_volume(record.volume, Access::Write)
+    let _still = chain::open_volume(repo, record.volume, Access::Write)
         .map_err(|error| error.context(format_args!("image {disk} in repository {:?}", repo.id)))?;
     let volume = record.volume;
     let _new = try_lock(repo, new.id)?;
@@ -102,9 +100,7 @@ pub(crate) fn complete(repo: &Repo, disk: ImageId) -> Result<()> {
     }
     let volume =
         repo.volume(volume_id)?.ok_or_else(|| chain::broken(repo, disk, "its volume has no record"))?;
-    let opened = repo
-        .driver
-        .open_volume(volume_id, Access::Write)
+    let opened = chain::open_volume(repo, volume_id, Access::Write)
         .map_err(|error| error.context(format_args!("snapshot {first} of image {disk} in {:?}", repo.id)))?;
     opened.device.flush()?;
     match repo.driver.copy_on_write() {
