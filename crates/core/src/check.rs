@@ -148,9 +148,9 @@ impl<V: View> Judge<'_, V> {
         };
         match resolve(self.view, image.clone())? {
             Resolved::Broken(partial, _) => {
-                // What it is built on has a fix of its own, or is not here: then it comes, or nothing can be done.
+                // What it is built on has a fix of its own. One that is not here may come, or the image be fetched.
                 let waits = match partial.base() {
-                    Some(base) => self.view.image(base)?.is_none_or(|base| base.state == State::Pending),
+                    Some(base) => self.view.image(base)?.is_some_and(|base| base.state == State::Pending),
                     None => false,
                 };
                 if waits { Ok(None) } else { fetch() }

@@ -54,7 +54,8 @@ impl FixJob {
         }
         match self.action {
             Action::Mend(id) => {
-                self.work = Work::Mend(Box::new(Mend::new(&self.repo, id, false).limited(self.bandwidth)));
+                self.work =
+                    Work::Mend(Box::new(Mend::new(&self.repo, id, false).limited(self.bandwidth).thorough()));
                 return Ok(Step::Again);
             }
             Action::Optimize(id) => {

@@ -33,6 +33,8 @@ pub(crate) struct Mend {
     filler: Option<Box<Filler>>,
     base: Option<Box<Mend>>,
     bandwidth: Option<u64>,
+    /// A copy that was stored without its base, on purpose, is to be completed from elsewhere all the same.
+    fetch_partial: bool,
     busy: u32,
 }
 
@@ -47,8 +49,16 @@ impl Mend {
             filler: None,
             base: None,
             bandwidth: None,
+            fetch_partial: false,
             busy: 0,
         }
+    }
+
+    /// For a fix, which somebody decided to run: whatever can be whole becomes whole.
+    #[must_use]
+    pub fn thorough(mut self) -> Self {
+        self.fetch_partial = true;
+        self
     }
 
     /// At most so many bytes per second, from now on and for whoever goes on.
@@ -165,8 +175,8 @@ impl Mend {
             Resolved::Broken(partial, _) => {
                 return match self.complete_base(&partial)? {
                     Some(step) => Ok(step),
-                    // It was stored as a difference to a base that is not here: that base makes it whole.
-                    None if self.awaits_base(&partial)? => Ok(Step::Done),
+                    // It may have been stored without its base on purpose: that base makes it whole.
+                    None if !self.fetch_partial => Ok(Step::Done),
                     None => self.fetch(env, image),
                 };
             }
@@ -179,13 +189,6 @@ impl Mend {
             return Ok(Step::Again);
         }
         Ok(Step::Done)
-    }
-
-    fn awaits_base(&self, partial: &Chain) -> Result<bool> {
-        match partial.base() {
-            Some(base) => Ok(self.repo.image(base)?.is_none()),
-            None => Ok(false),
-        }
     }
 
     /// A snapshot that cannot be read here gets a new volume, filled from another repository, if one has it.
