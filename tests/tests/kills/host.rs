@@ -1,0 +1,222 @@
+//! The host that dies: the test program once more, with its work in an environment variable.
+
+use std::env;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::parent_id;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use vdsmstore_core::options::{
+    Bandwidth, CopyOptions, CreateOptions, FixOptions, RemoveOptions, ResizeOptions,
+};
+use vdsmstore_core::{Result, Store};
+use vdsmstore_tests::{at, bytes_written, store};
+
+use crate::{Moment, Pace};
+
+const WORK: &str = "VDSMSTORE_KILLS_HOST";
+/// Before the words that are for the parent: the test runner speaks on the same pipe.
+const MARK: &str = "kills: ";
+/// Nothing takes as long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What it had said when it died.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Said {
+    /// The call had come back.
+    pub returned: bool,
+    /// All work had ended.
+    pub finished: bool,
+    /// Thousandths of the data, as listTasks told at last.
+    pub done: u64,
+    /// Bytes that it wrote, once it had finished.
+    pub wrote: u64,
+}
+
+/// A host at work.
+pub struct Dying {
+    child: Child,
+    words: Receiver<(Instant, String, u64)>,
+    said: Said,
+}
+
+impl Dying {
+    /// Starts one, and waits until it is about to begin.
+    pub fn start(root: &Path, job: &Value) -> Dying {
+        let mut child = Command::new(env::current_exe().unwrap())
+            .args(["--exact", "dying_host", "--ignored", "--nocapture", "--test-threads=1"])
+            .env(WORK, job.to_string())
+            .current_dir(root)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdout = child.stdout.take().unwrap();
+        let (sender, words) = channel();
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(std::result::Result::ok) {
+                // The runner ends its own line only after the test.
+                let Some((_, words)) = line.split_once(MARK) else { continue };
+                let (word, number) = words.split_once(' ').unwrap_or((words, "0"));
+                if sender.send((Instant::now(), word.to_owned(), number.parse().unwrap_or(0))).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut dying = Dying { child, words, said: Said::default() };
+        assert!(dying.wait_for(|word, _| word == "ready", PATIENCE), "the host does not begin: {job}");
+        dying
+    }
+
+    /// Waits for words, and remembers what it hears. False: they did not come in time, or all is over.
+    fn wait_for(&mut self, enough: impl Fn(&str, u64) -> bool, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.words.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok((_, word, number)) => {
+                    self.said.hear(&word, number);
+                    if enough(&word, number) {
+                        return true;
+                    }
+                    if word == "finished" {
+                        return false;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => return false,
+                Err(RecvTimeoutError::Disconnected) => panic!("the host failed: {:?}", self.child.wait()),
+            }
+        }
+    }
+
+    /// Lets it work until the moment; None: until it has finished.
+    pub fn run_until(&mut self, moment: Option<&Moment>) -> Pace {
+        let start = Instant::now();
+        let mut pace = Pace::default();
+        match moment {
+            None => {
+                assert!(self.wait_for(|word, _| word == "returned", PATIENCE), "the call does not return");
+                pace.returned = start.elapsed();
+                assert!(self.wait_for(|word, _| word == "finished", PATIENCE), "the work does not end");
+                pace.finished = start.elapsed();
+            }
+            // Words are read afterwards: the moment is what counts.
+            Some(Moment::After(time)) => thread::sleep(*time),
+            Some(Moment::Done(wanted, time)) => {
+                if self.wait_for(|word, done| word == "done" && done >= *wanted, PATIENCE) {
+                    thread::sleep(*time);
+                }
+            }
+        }
+        pace
+    }
+
+    /// Kills it; what it had said.
+    pub fn kill(mut self) -> Said {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        while let Ok((_, word, number)) = self.words.recv() {
+            self.said.hear(&word, number);
+        }
+        self.said
+    }
+}
+
+impl Drop for Dying {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Said {
+    fn hear(&mut self, word: &str, number: u64) {
+        match word {
+            "returned" => self.returned = true,
+            "finished" => (self.finished, self.wrote) = (true, number),
+            "done" => self.done = number,
+            _ => {}
+        }
+    }
+}
+
+/// Does the work, telling how far it is, and waits to be killed.
+pub fn live() {
+    let Ok(work) = env::var(WORK) else { return };
+    let job: Value = serde_json::from_str(&work).unwrap();
+    let root = env::current_dir().unwrap();
+    let store = store("dying");
+    for name in job["connect"].as_array().unwrap() {
+        let name = name.as_str().unwrap();
+        store.connect_storage_repository(name, "localfs-1.0", &at(&root.join(name))).unwrap();
+    }
+    let reporter = store.clone();
+    thread::spawn(move || report(&reporter));
+    let wrote = bytes_written();
+    say("ready", 0);
+    call(&store, &job).unwrap();
+    say("returned", 0);
+    while let Some(task) = store.list_tasks().unwrap().first() {
+        store.wait_task(&task.task_id, None).unwrap();
+    }
+    say("finished", bytes_written() - wrote);
+    // Nobody's child is nobody's to kill.
+    while parent_id() != 1 {
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn say(word: &str, number: u64) {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{MARK}{word} {number}").and_then(|()| stdout.flush()).unwrap();
+}
+
+fn report(store: &Store) {
+    let mut last = 0;
+    while let Ok(tasks) = store.list_tasks() {
+        if let Some(task) = tasks.iter().find(|task| task.bytes_total > 0) {
+            let done = (task.bytes_done * 1000 / task.bytes_total).min(1000);
+            if done != last {
+                say("done", done);
+                last = done;
+            }
+        }
+        thread::sleep(Duration::from_micros(200));
+    }
+}
+
+fn call(store: &Store, job: &Value) -> Result<()> {
+    let text = |key: &str| job[key].as_str();
+    let bandwidth = job["bandwidth"].as_u64().map(Bandwidth);
+    let create =
+        CreateOptions { image_id: text("new").map(str::to_owned), bandwidth, ..CreateOptions::default() };
+    let (repo, image) = (text("repo").unwrap(), text("image").unwrap_or_default());
+    let user_data = text("userData").unwrap_or("{}");
+    match text("call").unwrap() {
+        "create" => store.create_virtual_disk(repo, None, text("base"), user_data, &create).map(drop),
+        "snapshot" => store.create_snapshot(repo, image, user_data, &create).map(drop),
+        "copy" => {
+            let mut options = CopyOptions::default();
+            options.image_id = create.image_id;
+            options.bandwidth = bandwidth;
+            store.copy_image(repo, image, text("base"), user_data, &options).map(drop)
+        }
+        "import" => store
+            .import_image(repo, text("path").unwrap(), text("format").unwrap(), user_data, &create)
+            .map(drop),
+        "fix" => {
+            let fix = serde_json::from_value(job["fix"].clone()).unwrap();
+            let options = FixOptions { bandwidth, ..FixOptions::default() };
+            store.fix_storage_repository(repo, &fix, &options).map(drop)
+        }
+        "remove" => store.remove_image(repo, image, &RemoveOptions::default()),
+        "resize" => {
+            store.resize_virtual_disk(repo, image, job["size"].as_i64().unwrap(), &ResizeOptions::default())
+        }
+        "user data" => store.set_image_user_data(repo, image, user_data),
+        other => panic!("no call {other}"),
+    }
+}
