@@ -102,13 +102,13 @@ pub struct RepoFix {
     #[arg(long)]
     pub all: bool,
     /// Only fixes of this type; may be repeated.
-    #[arg(long = "type", value_name = "TYPE", value_enum, requires = "all")]
+    #[arg(long = "type", value_name = "TYPE", value_enum, requires = "all", conflicts_with = "file")]
     pub types: Vec<FixTypeArg>,
     /// Only list what would be done first.
-    #[arg(long, requires = "all", conflicts_with = "watch")]
+    #[arg(long, requires = "all", conflicts_with_all = ["watch", "file"])]
     pub dry_run: bool,
     /// Do it again and again, with pauses of so many seconds, until interrupted.
-    #[arg(long, value_name = "SECONDS", value_parser = size::seconds, requires = "all")]
+    #[arg(long, value_name = "SECONDS", value_parser = size::seconds, requires = "all", conflicts_with = "file")]
     pub watch: Option<std::time::Duration>,
     #[command(flatten)]
     pub limit: LimitArgs,

@@ -136,8 +136,9 @@ impl Session {
         if let Err(error) = &worked
             && error.kind() == ErrorKind::Stopped
         {
-            let message =
-                format!("interrupted; image {id} in {repo} stays: `vdsmstore repo fix {repo} --all` goes on with it");
+            let message = format!(
+                "interrupted; image {id} in {repo} stays: `vdsmstore repo fix {repo} --all` goes on with it"
+            );
             return Err(place(Error::new(ErrorKind::Stopped, message)));
         }
         let status = self.store.get_image_status(repo, &id)?;

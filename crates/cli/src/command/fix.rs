@@ -85,7 +85,8 @@ fn read(file: &Path) -> Result<String> {
 
 /// One fix, or a list of them.
 fn parse(text: &str) -> Result<Vec<Fix>> {
-    let bad = |error: serde_json::Error| usage(format!("this is no fix as `repo check --json` lists it: {error}"));
+    let bad =
+        |error: serde_json::Error| usage(format!("this is no fix as `repo check --json` lists it: {error}"));
     let fixes = match serde_json::from_str(text).map_err(bad)? {
         Value::Array(list) => list,
         single => vec![single],

@@ -8,8 +8,8 @@ use vdsmstore_core::options::{ForceOptions, ImageKind, ListOptions, ResizeOption
 use vdsmstore_core::{Error, ErrorKind, ImageInfo, Prepared, Result, Status};
 
 use crate::args::{
-    ImageCommand, ImageList, ImageResize, ImageSetStrategy, ImageSetUserData, ImageTeardown, ImageWait, KindArg,
-    OneImage,
+    ImageCommand, ImageList, ImageResize, ImageSetStrategy, ImageSetUserData, ImageTeardown, ImageWait,
+    KindArg, OneImage,
 };
 use crate::command::{bytes, make, prepare, transfer};
 use crate::draw::tree::name_of;
