@@ -175,7 +175,9 @@ impl<V: View> Judge<'_, V> {
 
     fn unwanted(&self, image: &ImageRecord) -> Result<Option<Action>> {
         let id = image.id();
-        if self.view.built_on(id)?.is_empty() {
+        // One that was flagged to be buried, and then its host died, gets its state back by the same fix.
+        let flagged = image.state == State::Absorbed && image.absorbed_by.is_none();
+        if flagged || self.view.built_on(id)?.is_empty() {
             return Ok(Some(Action::CleanImage(id)));
         }
         let Some(pair) = merge::candidate(self.view, image)? else { return Ok(None) };

@@ -106,6 +106,8 @@ pub(crate) fn resolve(view: &impl View, image: ImageRecord) -> Result<Resolved> 
         match image.state {
             State::Live | State::Removed => {}
             State::Pending => return broken(chain, format!("the data of image {id} is not complete")),
+            // Flagged to be buried: exact to the end.
+            State::Absorbed if image.absorbed_by.is_none() => {}
             // A merge changes only what the image above covers: for that one, and for no other, it still is exact.
             State::Absorbed
                 if chain.links.last().is_some_and(|above| image.absorbed_by == Some(above.image.id())) => {}

@@ -16,8 +16,11 @@ pub(crate) fn image(repo: &Repo, id: ImageId) -> Result<()> {
     let mut next = Some(id);
     while let Some(id) = next.take() {
         let Some(record) = repo.image(id)? else { return Ok(()) };
-        if !unwanted(&record) || in_demand(repo, id)? {
+        if !unwanted(&record) {
             return Ok(());
+        }
+        if in_demand(repo, id)? {
+            return unflag(repo, &record);
         }
         let below =
             repo.volume(record.volume)?.and_then(|volume| volume.backing).map(|backing| backing.image);
@@ -106,16 +109,32 @@ fn bury_unborn(repo: &Repo, id: VolumeId) -> Result<bool> {
 const BURY_TRIES: u32 = 3;
 
 /// Makes a tombstone of the tag, unless something came to be built on it. False: it did, or somebody else changed it.
+///
+/// The flag keeps the record: should this host die between flag and look, whoever came to need the image still has it.
 fn bury(repo: &Repo, record: &ImageRecord) -> Result<bool> {
-    if !repo.delete(record)? {
-        return Ok(false);
+    let mut flagged = record.clone();
+    if flagged.state != State::Absorbed {
+        flagged.state = State::Absorbed;
+        if !repo.replace(&mut flagged)? {
+            return Ok(false);
+        }
     }
     if in_demand(repo, record.id())? {
-        let mut again = record.clone();
-        repo.create(&mut again)?;
+        unflag(repo, &flagged)?;
         return Ok(false);
     }
-    Ok(true)
+    repo.delete(&flagged)
+}
+
+/// Takes back the flag of a burial that was broken off.
+fn unflag(repo: &Repo, flagged: &ImageRecord) -> Result<()> {
+    if flagged.state != State::Absorbed || flagged.absorbed_by.is_some() {
+        return Ok(());
+    }
+    let mut back = flagged.clone();
+    back.state = if back.kind == Kind::Hidden { State::Live } else { State::Removed };
+    // Who was faster did the same, or buried it.
+    repo.replace(&mut back).map(drop)
 }
 
 /// Removes a volume that no image points at. One that is in use, or wanted, stays.
