@@ -159,7 +159,7 @@ fn merge(place: &mut Place, random: &mut Random) -> Case {
     place.store.remove_image("B", &lower, &options).unwrap();
     let fix = the_fix(place, FixType::Merge);
     Case {
-        job: json!({ "call": "fix", "repo": "B", "fix": fix, "connect": ["B"] }),
+        job: json!({ "call": "fix", "repo": "B", "fix": fix, "connect": ["B"], "bandwidth": bandwidth(random, 6 * MIB) }),
         repo: "B",
         model: Some("other".to_owned()),
         grows,
