@@ -249,6 +249,12 @@
 #define VDSMSTORE_SIZE_OF_BASE INT64_MIN
 
 /**
+ * A comparison of two images, which are open for reading meanwhile. Usable from many threads at once: each piece goes
+ * to one of them.
+ */
+typedef struct vdsmstore_difference_t vdsmstore_difference_t;
+
+/**
  * Why a call failed: a code, the kind's name, a message, details. Owned by the caller, immutable, usable from any
  * thread.
  */
@@ -412,7 +418,7 @@ int vdsmstore_get_storage_repository_info(const vdsmstore_t *store,
  *
  * `size`: bytes, a positive multiple of 512; `VDSMSTORE_SIZE_OF_BASE` with a base: the base's.
  * `base_snapshot_id`: NULL: none. `user_data`: any JSON; NULL: `{}`.
- * `options`: `AutoFix`, `strategy`, `participatingRepositories`, `imageHints`, `imageId`, `taskId`.
+ * `options`: `AutoFix`, `strategy`, `participatingRepositories`, `imageHints`, `imageId`, `taskId`, `bandwidth`.
  * `*image_id`: the new id; freed with `vdsmstore_string_free`.
  *
  * Errors: InvalidSize, RepositoryNotFound, ImageNotFound, ImageBroken, NotASnapshot, ImageExists, TaskIdInUse,
@@ -553,6 +559,128 @@ int vdsmstore_set_image_user_data(const vdsmstore_t *store,
                                   const char *user_data,
                                   const char *options,
                                   vdsmstore_error_t **error);
+
+/**
+ * Says which representation of an image is the best: what brings it there is listed by
+ * `vdsmstore_check_storage_repository`.
+ *
+ * `strategy`: `"space"` or `"performance"`. `options`: none.
+ *
+ * Errors: RepositoryNotFound, ImageNotFound.
+ */
+int vdsmstore_set_image_strategy(const vdsmstore_t *store,
+                                 const char *repository_id,
+                                 const char *image_id,
+                                 const char *strategy,
+                                 const char *options,
+                                 vdsmstore_error_t **error);
+
+/**
+ * Grows a virtual disk; the new bytes read as zeroes. Complete when this returns.
+ *
+ * `size`: bytes, a multiple of 512, not less than now. `options`: `AutoFix`, which changes nothing.
+ *
+ * Errors: InvalidSize, RepositoryNotFound, ImageNotFound, ImageBroken, ImageInUse, NotADisk.
+ */
+int vdsmstore_resize_virtual_disk(const vdsmstore_t *store,
+                                  const char *repository_id,
+                                  const char *image_id,
+                                  int64_t size,
+                                  const char *options,
+                                  vdsmstore_error_t **error);
+
+/**
+ * Starts writing an image to a file, which has its name only when it is whole. Begins anew after a stop.
+ *
+ * `path`: absolute. `format`: `"raw"` or `"qcow2"`. `options`: `overwrite` (replace a file of that name), `taskId`,
+ * `bandwidth`.
+ * `*task_id`: of the started task, for `vdsmstore_wait_task`; freed with `vdsmstore_string_free`.
+ *
+ * Errors: RepositoryNotFound, ImageNotFound, ImageBroken, ImageInUse, CorruptImage, TaskIdInUse, UnsupportedOperation.
+ */
+int vdsmstore_export_image(const vdsmstore_t *store,
+                           const char *repository_id,
+                           const char *image_id,
+                           const char *path,
+                           const char *format,
+                           const char *options,
+                           char **task_id,
+                           vdsmstore_error_t **error);
+
+/**
+ * What a copy of an image, or of its difference to a base, would take.
+ *
+ * `base_image_id`: NULL: none. `options`: `format` (`"raw"` or `"qcow2"`; default raw).
+ * `*measure`: JSON object: `required`, `fullyAllocated` (when all of it is written), `read` (by making it): bytes;
+ * freed with `vdsmstore_string_free`.
+ *
+ * Errors: RepositoryNotFound, ImageNotFound, ImageBroken, ImageInUse, CorruptImage.
+ */
+int vdsmstore_measure_image(const vdsmstore_t *store,
+                            const char *repository_id,
+                            const char *image_id,
+                            const char *base_image_id,
+                            const char *options,
+                            char **measure,
+                            vdsmstore_error_t **error);
+
+/**
+ * What is wrong in a repository, or could be better. Takes no locks, changes nothing.
+ *
+ * `options`: `exactCost` (costs from the images' maps, not from their sizes).
+ * `*fixes`: JSON array of objects: `type` (`"clean"`, `"optimize"`, `"merge"`, `"mend"`), `imageId`, `description`,
+ * `cost` (`read`, `write`, `frees`, `needs`), `data` (opaque), each to be given to `vdsmstore_fix_storage_repository`
+ * by any host; freed with `vdsmstore_string_free`.
+ *
+ * Errors: RepositoryNotFound.
+ */
+int vdsmstore_check_storage_repository(const vdsmstore_t *store,
+                                       const char *repository_id,
+                                       const char *options,
+                                       char **fixes,
+                                       vdsmstore_error_t **error);
+
+/**
+ * Starts one fix. It is looked at again under locks: one that has become unnecessary succeeds and does nothing, one
+ * that a check would not list is refused, here or when its task comes to it, and changes nothing.
+ *
+ * `fix`: one object of what `vdsmstore_check_storage_repository` returned, as JSON. `options`: `taskId`, `bandwidth`.
+ * `*task_id`: of the started task, for `vdsmstore_wait_task`; freed with `vdsmstore_string_free`.
+ *
+ * Errors: RepositoryNotFound, FixRefused, TaskIdInUse.
+ */
+int vdsmstore_fix_storage_repository(const vdsmstore_t *store,
+                                     const char *repository_id,
+                                     const char *fix,
+                                     const char *options,
+                                     char **task_id,
+                                     vdsmstore_error_t **error);
+
+/**
+ * Stops what runs on an image in this store, in a resumable state; returns when it has stopped. Nothing runs: does
+ * nothing.
+ *
+ * `options`: none.
+ *
+ * Errors: RepositoryNotFound, Timeout.
+ */
+int vdsmstore_stop_image_task(const vdsmstore_t *store,
+                              const char *repository_id,
+                              const char *image_id,
+                              const char *options,
+                              vdsmstore_error_t **error);
+
+/**
+ * Stops a task, in a resumable state; returns when it has stopped. One that has ended: does nothing.
+ *
+ * `options`: none.
+ *
+ * Errors: TaskNotFound, Timeout.
+ */
+int vdsmstore_stop_task(const vdsmstore_t *store,
+                        const char *task_id,
+                        const char *options,
+                        vdsmstore_error_t **error);
 
 /**
  * Makes an image ready for QEMU. It is recorded durably, and outlives this process; again on the same host it adopts
@@ -727,83 +855,40 @@ int vdsmstore_image_close(const vdsmstore_image_t *image,
 void vdsmstore_image_free(vdsmstore_image_t *image);
 
 /**
- * What is wrong in a repository. Not built yet: UnsupportedOperation.
+ * Compares an image with another one of its repository, or tells what an image without one has.
+ *
+ * Both are open for reading until the difference is freed.
+ *
+ * `base_image_id`: NULL: none. `options`: none.
+ * `*difference`: owned by the caller: `vdsmstore_difference_next`, then `vdsmstore_difference_free`.
+ *
+ * Errors: RepositoryNotFound, ImageNotFound, ImageBroken, ImageInUse, CorruptImage.
  */
-int vdsmstore_check_storage_repository(const vdsmstore_t *store,
-                                       const char *repository_id,
-                                       const char *options,
-                                       char **fixes,
-                                       vdsmstore_error_t **error);
+int vdsmstore_diff_images(const vdsmstore_t *store,
+                          const char *repository_id,
+                          const char *image_id,
+                          const char *base_image_id,
+                          const char *options,
+                          vdsmstore_difference_t **difference,
+                          vdsmstore_error_t **error);
 
 /**
- * Starts one fix. Not built yet: UnsupportedOperation.
+ * The next pieces, at most `max`, in order; adjacent pieces of one kind are merged.
+ *
+ * `*extents`: JSON array of objects: `offset`, `length`, `kind` (`"data"`, `"zero"`: how the image reads there); empty
+ * at the end; freed with `vdsmstore_string_free`.
+ *
+ * Errors: InvalidParameter, Closed (the store was closed), ForkedProcess, CorruptImage, IoError.
  */
-int vdsmstore_fix_storage_repository(const vdsmstore_t *store,
-                                     const char *repository_id,
-                                     const char *fix,
-                                     const char *options,
-                                     char **task_id,
-                                     vdsmstore_error_t **error);
-
-/**
- * Asks for another representation. Not built yet: UnsupportedOperation.
- */
-int vdsmstore_set_image_strategy(const vdsmstore_t *store,
-                                 const char *repository_id,
-                                 const char *image_id,
-                                 const char *strategy,
-                                 const char *options,
-                                 vdsmstore_error_t **error);
-
-/**
- * Grows a virtual disk. Not built yet: UnsupportedOperation.
- */
-int vdsmstore_resize_virtual_disk(const vdsmstore_t *store,
-                                  const char *repository_id,
-                                  const char *image_id,
-                                  int64_t size,
-                                  const char *options,
-                                  vdsmstore_error_t **error);
-
-/**
- * Stops what runs on an image. Not built yet: UnsupportedOperation.
- */
-int vdsmstore_stop_image_task(const vdsmstore_t *store,
-                              const char *repository_id,
-                              const char *image_id,
-                              const char *options,
+int vdsmstore_difference_next(const vdsmstore_difference_t *difference,
+                              size_t max,
+                              char **extents,
                               vdsmstore_error_t **error);
 
 /**
- * Stops a task. Not built yet: UnsupportedOperation.
+ * Frees a difference, and closes its images. NULL: does nothing. In a forked child it leaves the parent's alone.
  */
-int vdsmstore_stop_task(const vdsmstore_t *store,
-                        const char *task_id,
-                        const char *options,
-                        vdsmstore_error_t **error);
-
-/**
- * Writes an image to a file. Not built yet: UnsupportedOperation.
- */
-int vdsmstore_export_image(const vdsmstore_t *store,
-                           const char *repository_id,
-                           const char *image_id,
-                           const char *path,
-                           const char *format,
-                           const char *options,
-                           char **task_id,
-                           vdsmstore_error_t **error);
-
-/**
- * What a copy would take. Not built yet: UnsupportedOperation.
- */
-int vdsmstore_measure_image(const vdsmstore_t *store,
-                            const char *repository_id,
-                            const char *image_id,
-                            const char *base_image_id,
-                            const char *options,
-                            char **measure,
-                            vdsmstore_error_t **error);
+void vdsmstore_difference_free(vdsmstore_difference_t *difference);
 
 /**
  * Room for so many bytes. Not built yet: UnsupportedOperation.

@@ -21,12 +21,14 @@ int main(void) {
     vdsmstore_t *store = NULL;
     vdsmstore_t *none = NULL;
     vdsmstore_image_t *image = NULL;
+    vdsmstore_difference_t *difference = NULL;
     char *text = NULL;
     uint64_t size = 42;
     char byte = 0;
 
     vdsmstore_free(NULL);
     vdsmstore_image_free(NULL);
+    vdsmstore_difference_free(NULL);
     vdsmstore_string_free(NULL);
     vdsmstore_error_free(NULL);
     CHECK(vdsmstore_error_code(NULL) == 0);
@@ -68,6 +70,17 @@ int main(void) {
     FAILS_UNTOUCHED(INVALID_PARAMETER, text, vdsmstore_wait_image(none, "a", ID, 0, NULL, &text, &error));
     CHECK_FAILS(INVALID_PARAMETER, vdsmstore_wait_task(none, "t", 0, NULL, &error));
     FAILS_UNTOUCHED(INVALID_PARAMETER, text, vdsmstore_list_tasks(none, NULL, &text, &error));
+    FAILS_UNTOUCHED(INVALID_PARAMETER, text, vdsmstore_check_storage_repository(none, "a", NULL, &text, &error));
+    FAILS_UNTOUCHED(INVALID_PARAMETER, text,
+                    vdsmstore_fix_storage_repository(none, "a", "{}", NULL, &text, &error));
+    CHECK_FAILS(INVALID_PARAMETER, vdsmstore_stop_image_task(none, "a", ID, NULL, &error));
+    CHECK_FAILS(INVALID_PARAMETER, vdsmstore_stop_task(none, "t", NULL, &error));
+    CHECK_FAILS(INVALID_PARAMETER, vdsmstore_set_image_strategy(none, "a", ID, "space", NULL, &error));
+    CHECK_FAILS(INVALID_PARAMETER, vdsmstore_resize_virtual_disk(none, "a", ID, 512, NULL, &error));
+    FAILS_UNTOUCHED(INVALID_PARAMETER, text,
+                    vdsmstore_export_image(none, "a", ID, "/x", "raw", NULL, &text, &error));
+    FAILS_UNTOUCHED(INVALID_PARAMETER, text, vdsmstore_measure_image(none, "a", ID, NULL, NULL, &text, &error));
+    CHECK_FAILS(INVALID_PARAMETER, vdsmstore_diff_images(none, "a", ID, NULL, NULL, &difference, &error));
     CHECK_FAILS(INVALID_PARAMETER, vdsmstore_open_image(none, "a", ID, NULL, NULL, &image, &error));
     CHECK(image == NULL);
 
@@ -127,6 +140,41 @@ int main(void) {
     CHECK_FAILS(INVALID_PARAMETER, vdsmstore_open_image(store, "a", ID, "x", NULL, &image, &error));
     CHECK(image == NULL);
 
+    FAILS_UNTOUCHED(INVALID_PARAMETER, text, vdsmstore_check_storage_repository(store, NULL, NULL, &text, &error));
+    CHECK_FAILS(INVALID_PARAMETER, vdsmstore_check_storage_repository(store, "a", NULL, NULL, &error));
+    FAILS_UNTOUCHED(INVALID_PARAMETER, text,
+                    vdsmstore_fix_storage_repository(store, NULL, "{}", NULL, &text, &error));
+    FAILS_UNTOUCHED(INVALID_PARAMETER, text,
+                    vdsmstore_fix_storage_repository(store, "a", NULL, NULL, &text, &error));
+    CHECK_FAILS(INVALID_PARAMETER, vdsmstore_fix_storage_repository(store, "a", "{}", NULL, NULL, &error));
+    CHECK_FAILS(INVALID_PARAMETER, vdsmstore_stop_image_task(store, NULL, ID, NULL, &error));
+    CHECK_FAILS(INVALID_PARAMETER, vdsmstore_stop_image_task(store, "a", NULL, NULL, &error));
+    CHECK_FAILS(INVALID_PARAMETER, vdsmstore_stop_task(store, NULL, NULL, &error));
+    CHECK_FAILS(INVALID_PARAMETER, vdsmstore_set_image_strategy(store, NULL, ID, "space", NULL, &error));
+    CHECK_FAILS(INVALID_PARAMETER, vdsmstore_set_image_strategy(store, "a", NULL, "space", NULL, &error));
+    CHECK_FAILS(INVALID_PARAMETER, vdsmstore_set_image_strategy(store, "a", ID, NULL, NULL, &error));
+    CHECK_FAILS(INVALID_PARAMETER, vdsmstore_resize_virtual_disk(store, NULL, ID, 512, NULL, &error));
+    CHECK_FAILS(INVALID_PARAMETER, vdsmstore_resize_virtual_disk(store, "a", NULL, 512, NULL, &error));
+    FAILS_UNTOUCHED(INVALID_PARAMETER, text,
+                    vdsmstore_export_image(store, NULL, ID, "/x", "raw", NULL, &text, &error));
+    FAILS_UNTOUCHED(INVALID_PARAMETER, text,
+                    vdsmstore_export_image(store, "a", NULL, "/x", "raw", NULL, &text, &error));
+    FAILS_UNTOUCHED(INVALID_PARAMETER, text,
+                    vdsmstore_export_image(store, "a", ID, NULL, "raw", NULL, &text, &error));
+    FAILS_UNTOUCHED(INVALID_PARAMETER, text,
+                    vdsmstore_export_image(store, "a", ID, "/x", NULL, NULL, &text, &error));
+    CHECK_FAILS(INVALID_PARAMETER, vdsmstore_export_image(store, "a", ID, "/x", "raw", NULL, NULL, &error));
+    FAILS_UNTOUCHED(INVALID_PARAMETER, text, vdsmstore_measure_image(store, NULL, ID, NULL, NULL, &text, &error));
+    FAILS_UNTOUCHED(INVALID_PARAMETER, text, vdsmstore_measure_image(store, "a", NULL, NULL, NULL, &text, &error));
+    CHECK_FAILS(INVALID_PARAMETER, vdsmstore_measure_image(store, "a", ID, NULL, NULL, NULL, &error));
+    CHECK_FAILS(INVALID_PARAMETER, vdsmstore_diff_images(store, NULL, ID, NULL, NULL, &difference, &error));
+    CHECK_FAILS(INVALID_PARAMETER, vdsmstore_diff_images(store, "a", NULL, NULL, NULL, &difference, &error));
+    CHECK_FAILS(INVALID_PARAMETER, vdsmstore_diff_images(store, "a", ID, NULL, NULL, NULL, &error));
+    CHECK(difference == NULL);
+
+    /* No difference. */
+    FAILS_UNTOUCHED(INVALID_PARAMETER, text, vdsmstore_difference_next(NULL, 1, &text, &error));
+
     /* No image. */
     CHECK_FAILS(INVALID_PARAMETER, vdsmstore_image_read(NULL, 0, &byte, 1, &error));
     CHECK_FAILS(INVALID_PARAMETER, vdsmstore_image_write(NULL, 0, &byte, 1, &error));
@@ -147,17 +195,18 @@ int main(void) {
     FAILS_UNTOUCHED(INVALID_PARAMETER, text, vdsmstore_list_tasks(store, "{", &text, &error));
     FAILS_UNTOUCHED(INVALID_PARAMETER, text, vdsmstore_wait_image(store, "a", ID, 0.0 / zero(), NULL, &text, &error));
 
-    /* Verbs that are not built. */
-    FAILS_UNTOUCHED(UNSUPPORTED_OPERATION, text, vdsmstore_check_storage_repository(store, "a", NULL, &text, &error));
-    FAILS_UNTOUCHED(UNSUPPORTED_OPERATION, text,
-                    vdsmstore_fix_storage_repository(store, "a", "{}", NULL, &text, &error));
-    CHECK_FAILS(UNSUPPORTED_OPERATION, vdsmstore_set_image_strategy(store, "a", ID, "space", NULL, &error));
-    CHECK_FAILS(UNSUPPORTED_OPERATION, vdsmstore_resize_virtual_disk(store, "a", ID, 512, NULL, &error));
-    CHECK_FAILS(UNSUPPORTED_OPERATION, vdsmstore_stop_image_task(store, "a", ID, NULL, &error));
-    CHECK_FAILS(UNSUPPORTED_OPERATION, vdsmstore_stop_task(store, "t", NULL, &error));
-    FAILS_UNTOUCHED(UNSUPPORTED_OPERATION, text,
-                    vdsmstore_export_image(store, "a", ID, "/x", "raw", NULL, &text, &error));
-    FAILS_UNTOUCHED(UNSUPPORTED_OPERATION, text, vdsmstore_measure_image(store, "a", ID, NULL, NULL, &text, &error));
+    FAILS_UNTOUCHED(INVALID_PARAMETER, text,
+                    vdsmstore_check_storage_repository(store, "a", "{\"x\": 1}", &text, &error));
+    FAILS_UNTOUCHED(INVALID_PARAMETER, text,
+                    vdsmstore_fix_storage_repository(store, "a", BAD_UTF8, NULL, &text, &error));
+    FAILS_UNTOUCHED(INVALID_PARAMETER, text,
+                    vdsmstore_fix_storage_repository(store, "a", "{", NULL, &text, &error));
+    FAILS_UNTOUCHED(INVALID_PARAMETER, text,
+                    vdsmstore_fix_storage_repository(store, "a", "[]", NULL, &text, &error));
+    FAILS_UNTOUCHED(FIX_REFUSED, text, vdsmstore_fix_storage_repository(store, "a", "{}", NULL, &text, &error));
+    CHECK_FAILS(INVALID_PARAMETER, vdsmstore_set_image_strategy(store, "a", ID, "fast", NULL, &error));
+
+    /* A verb that is not built. */
     CHECK_FAILS(UNSUPPORTED_OPERATION, vdsmstore_extend_image(store, "a", ID, 512, NULL, NULL, &error));
 
     CHECK_OK(vdsmstore_close(store, &error));

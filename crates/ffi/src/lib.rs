@@ -2,6 +2,7 @@
 //! what holds for all functions; the Python module goes through the same functions.
 
 mod codes;
+mod difference;
 mod error;
 mod guard;
 mod image;
@@ -12,6 +13,7 @@ mod verbs;
 mod version;
 
 pub use codes::*;
+pub use difference::*;
 pub use error::*;
 pub use image::*;
 pub use store::*;

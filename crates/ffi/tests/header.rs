@@ -5,7 +5,7 @@
 use std::path::Path;
 
 /// In the order of the header.
-const SOURCES: [&str; 12] = [
+const SOURCES: [&str; 15] = [
     "version",
     "codes",
     "error",
@@ -14,9 +14,12 @@ const SOURCES: [&str; 12] = [
     "verbs/repositories",
     "verbs/making",
     "verbs/images",
+    "verbs/transfer",
+    "verbs/repair",
     "verbs/lease",
     "verbs/waiting",
     "image",
+    "difference",
     "unbuilt",
 ];
 

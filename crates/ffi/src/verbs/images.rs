@@ -2,10 +2,10 @@
 
 use std::ffi::{c_char, c_int};
 
-use vdsmstore_core::options::{ListOptions, NoOptions, RemoveOptions, parse};
+use vdsmstore_core::options::{ListOptions, NoOptions, RemoveOptions, ResizeOptions, Strategy, parse};
 
 use crate::error::ErrorObject;
-use crate::guard::{Out, guard, json_text, text};
+use crate::guard::{Out, guard, invalid, json_text, text};
 use crate::store::StoreObject;
 use crate::string::json;
 
@@ -187,6 +187,82 @@ pub unsafe extern "C" fn vdsmstore_set_image_user_data(
         };
         parse::<NoOptions>(options)?;
         store.set_image_user_data(repo_id, image, user_data)
+    };
+    // SAFETY: by contract.
+    unsafe { guard(error, body) }
+}
+
+/// Says which representation of an image is the best: what brings it there is listed by
+/// `vdsmstore_check_storage_repository`.
+///
+/// `strategy`: `"space"` or `"performance"`. `options`: none.
+///
+/// Errors: RepositoryNotFound, ImageNotFound.
+///
+/// # Safety
+/// As `vdsmstore_remove_image`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vdsmstore_set_image_strategy(
+    store: *const StoreObject,
+    repository_id: *const c_char,
+    image_id: *const c_char,
+    strategy: *const c_char,
+    options: *const c_char,
+    error: *mut *mut ErrorObject,
+) -> c_int {
+    let body = || {
+        // SAFETY: by contract.
+        let (store, repo_id, image, strategy, options) = unsafe {
+            (
+                StoreObject::get(store)?,
+                text("repositoryId", repository_id)?,
+                text("imageId", image_id)?,
+                text("strategy", strategy)?,
+                json_text("options", options)?,
+            )
+        };
+        parse::<NoOptions>(options)?;
+        let strategy = match strategy {
+            "space" => Strategy::Space,
+            "performance" => Strategy::Performance,
+            other => {
+                return Err(invalid("strategy", &format!("is \"space\" or \"performance\", not {other:?}")));
+            }
+        };
+        store.set_image_strategy(repo_id, image, strategy)
+    };
+    // SAFETY: by contract.
+    unsafe { guard(error, body) }
+}
+
+/// Grows a virtual disk; the new bytes read as zeroes. Complete when this returns.
+///
+/// `size`: bytes, a multiple of 512, not less than now. `options`: `AutoFix`, which changes nothing.
+///
+/// Errors: InvalidSize, RepositoryNotFound, ImageNotFound, ImageBroken, ImageInUse, NotADisk.
+///
+/// # Safety
+/// As `vdsmstore_remove_image`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vdsmstore_resize_virtual_disk(
+    store: *const StoreObject,
+    repository_id: *const c_char,
+    image_id: *const c_char,
+    size: i64,
+    options: *const c_char,
+    error: *mut *mut ErrorObject,
+) -> c_int {
+    let body = || {
+        // SAFETY: by contract.
+        let (store, repo_id, image, options) = unsafe {
+            (
+                StoreObject::get(store)?,
+                text("repositoryId", repository_id)?,
+                text("imageId", image_id)?,
+                json_text("options", options)?,
+            )
+        };
+        store.resize_virtual_disk(repo_id, image, size, &parse::<ResizeOptions>(options)?)
     };
     // SAFETY: by contract.
     unsafe { guard(error, body) }

@@ -22,7 +22,7 @@ fn set_id(out: Out<*mut c_char>, id: ImageId) {
 ///
 /// `size`: bytes, a positive multiple of 512; `VDSMSTORE_SIZE_OF_BASE` with a base: the base's.
 /// `base_snapshot_id`: NULL: none. `user_data`: any JSON; NULL: `{}`.
-/// `options`: `AutoFix`, `strategy`, `participatingRepositories`, `imageHints`, `imageId`, `taskId`.
+/// `options`: `AutoFix`, `strategy`, `participatingRepositories`, `imageHints`, `imageId`, `taskId`, `bandwidth`.
 /// `*image_id`: the new id; freed with `vdsmstore_string_free`.
 ///
 /// Errors: InvalidSize, RepositoryNotFound, ImageNotFound, ImageBroken, NotASnapshot, ImageExists, TaskIdInUse,
