@@ -107,6 +107,17 @@ impl Drop for Image {
     }
 }
 
+/// A comparison of two images.
+#[pyclass(frozen, module = "vdsmstore._vdsmstore")]
+pub(crate) struct Difference(Handle<c::DifferenceObject>);
+
+impl Drop for Difference {
+    fn drop(&mut self) {
+        // SAFETY: owned by the Python object, which nobody refers to any more.
+        unsafe { c::vdsmstore_difference_free(self.0.0.as_ptr()) }
+    }
+}
+
 /// Calls a verb without the GIL: `verb!(py, kind, function, store, texts...)`. The texts are locals of type CString
 /// or `Option<CString>` that outlive the call.
 macro_rules! verb {
@@ -481,6 +492,187 @@ impl Store {
             // SAFETY: on success the image is there.
             Ok(Image(Handle(unsafe { NonNull::new_unchecked(opened) })))
         })
+    }
+
+    fn check_storage_repository(&self, py: Python<'_>, repo_id: &str, options: &str) -> PyResult<String> {
+        texts!(py, repo_id = "repositoryId", options = "options");
+        verb!(
+            py,
+            texting(out, error),
+            vdsmstore_check_storage_repository,
+            self,
+            repo_id.as_ptr(),
+            options.as_ptr()
+        )
+    }
+
+    fn fix_storage_repository(
+        &self,
+        py: Python<'_>,
+        repo_id: &str,
+        fix: &str,
+        options: &str,
+    ) -> PyResult<String> {
+        texts!(py, repo_id = "repositoryId", fix = "fix", options = "options");
+        verb!(
+            py,
+            texting(out, error),
+            vdsmstore_fix_storage_repository,
+            self,
+            repo_id.as_ptr(),
+            fix.as_ptr(),
+            options.as_ptr()
+        )
+    }
+
+    fn stop_image_task(&self, py: Python<'_>, repo_id: &str, image: &str, options: &str) -> PyResult<()> {
+        texts!(py, repo_id = "repositoryId", image = "imageId", options = "options");
+        verb!(
+            py,
+            plain(error),
+            vdsmstore_stop_image_task,
+            self,
+            repo_id.as_ptr(),
+            image.as_ptr(),
+            options.as_ptr()
+        )
+    }
+
+    fn stop_task(&self, py: Python<'_>, task: &str, options: &str) -> PyResult<()> {
+        texts!(py, task = "taskId", options = "options");
+        verb!(py, plain(error), vdsmstore_stop_task, self, task.as_ptr(), options.as_ptr())
+    }
+
+    fn set_image_strategy(
+        &self,
+        py: Python<'_>,
+        repo_id: &str,
+        image: &str,
+        strategy: &str,
+        options: &str,
+    ) -> PyResult<()> {
+        texts!(py, repo_id = "repositoryId", image = "imageId", strategy = "strategy", options = "options");
+        verb!(
+            py,
+            plain(error),
+            vdsmstore_set_image_strategy,
+            self,
+            repo_id.as_ptr(),
+            image.as_ptr(),
+            strategy.as_ptr(),
+            options.as_ptr()
+        )
+    }
+
+    fn resize_virtual_disk(
+        &self,
+        py: Python<'_>,
+        repo_id: &str,
+        image: &str,
+        size: i64,
+        options: &str,
+    ) -> PyResult<()> {
+        texts!(py, repo_id = "repositoryId", image = "imageId", options = "options");
+        verb!(
+            py,
+            plain(error),
+            vdsmstore_resize_virtual_disk,
+            self,
+            repo_id.as_ptr(),
+            image.as_ptr(),
+            size,
+            options.as_ptr()
+        )
+    }
+
+    fn export_image(
+        &self,
+        py: Python<'_>,
+        repo_id: &str,
+        image: &str,
+        path: &str,
+        format: &str,
+        options: &str,
+    ) -> PyResult<String> {
+        texts!(
+            py,
+            repo_id = "repositoryId",
+            image = "imageId",
+            path = "path",
+            format = "format",
+            options = "options"
+        );
+        verb!(
+            py,
+            texting(out, error),
+            vdsmstore_export_image,
+            self,
+            repo_id.as_ptr(),
+            image.as_ptr(),
+            path.as_ptr(),
+            format.as_ptr(),
+            options.as_ptr()
+        )
+    }
+
+    #[pyo3(signature = (repo_id, image, base, options))]
+    fn measure_image(
+        &self,
+        py: Python<'_>,
+        repo_id: &str,
+        image: &str,
+        base: Option<&str>,
+        options: &str,
+    ) -> PyResult<String> {
+        texts!(py, repo_id = "repositoryId", image = "imageId", options = "options");
+        let base = optional(py, "baseImageId", base)?;
+        verb!(
+            py,
+            texting(out, error),
+            vdsmstore_measure_image,
+            self,
+            repo_id.as_ptr(),
+            image.as_ptr(),
+            pointer(base.as_ref()),
+            options.as_ptr()
+        )
+    }
+
+    #[pyo3(signature = (repo_id, image, base, options))]
+    fn diff_images(
+        &self,
+        py: Python<'_>,
+        repo_id: &str,
+        image: &str,
+        base: Option<&str>,
+        options: &str,
+    ) -> PyResult<Difference> {
+        texts!(py, repo_id = "repositoryId", image = "imageId", options = "options");
+        let base = optional(py, "baseImageId", base)?;
+        enter(py, || {
+            let mut opened = null_mut();
+            // SAFETY: as in `verb`; the out-parameter is a place on this stack.
+            plain(|error| unsafe {
+                c::vdsmstore_diff_images(
+                    self.0.get(),
+                    repo_id.as_ptr(),
+                    image.as_ptr(),
+                    pointer(base.as_ref()),
+                    options.as_ptr(),
+                    &raw mut opened,
+                    error,
+                )
+            })?;
+            // SAFETY: on success the difference is there.
+            Ok(Difference(Handle(unsafe { NonNull::new_unchecked(opened) })))
+        })
+    }
+}
+
+#[pymethods]
+impl Difference {
+    fn next(&self, py: Python<'_>, max: usize) -> PyResult<String> {
+        verb!(py, texting(out, error), vdsmstore_difference_next, self, max)
     }
 }
 

@@ -11,7 +11,7 @@ mod glue;
 #[pyo3::pymodule]
 mod _vdsmstore {
     #[pymodule_export]
-    use crate::glue::{Image, Store};
+    use crate::glue::{Difference, Image, Store};
 
     /// The release.
     #[pymodule_export]

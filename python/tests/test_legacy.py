@@ -19,7 +19,8 @@ MIB = 1 << 20
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Iterator[None]:
-    parameters = {"path": str(tmp_path)}
+    (tmp_path / "repository").mkdir()
+    parameters = {"path": str(tmp_path / "repository")}
     assert legacy.formatStorageRepository("localfs-1.0", parameters) == {"status": DONE}
     assert legacy.connectStorageRepository("legacy", "localfs-1.0", parameters) == {"status": DONE}
     yield
@@ -27,7 +28,7 @@ def repository(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("repository")
-def test_results() -> None:
+def test_results(tmp_path: Path) -> None:
     assert legacy.listStorageRepositories() == {"status": DONE, "repolist": ["legacy"]}
     made = legacy.createVirtualDisk("legacy", MIB, userData={"x": 1})
     assert made["status"] == DONE
@@ -40,7 +41,21 @@ def test_results() -> None:
     opened = legacy.openImage("legacy", disk)
     assert opened["image"].size == MIB
     opened["image"].close()
+    assert legacy.diffImages("legacy", disk) == {"status": DONE, "extents": []}
+    assert legacy.measureImage("legacy", disk)["info"]["fullyAllocated"] == MIB
+    assert legacy.resizeVirtualDisk("legacy", disk, 2 * MIB) == {"status": DONE}
+    assert legacy.setImageStrategy("legacy", disk, "space") == {"status": DONE}
+    assert legacy.stopImageTask("legacy", disk) == {"status": DONE}
     assert legacy.removeImage("legacy", imageId=disk) == {"status": DONE}
+    made = legacy.createVirtualDisk("legacy", MIB, options={"AutoFix": False})
+    (fix,) = legacy.checkStorageRepository("legacy")["fixes"]
+    assert fix["imageId"] == made["uuid"]
+    task = legacy.fixStorageRepository("legacy", fix)["taskID"]
+    assert legacy.waitTask(task, 30) == {"status": DONE}
+    assert legacy.stopTask(task) == {"status": DONE}
+    task = legacy.exportImage("legacy", made["uuid"], tmp_path / "file", "raw")["taskID"]
+    assert legacy.waitTask(task, 30) == {"status": DONE}
+    assert (tmp_path / "file").stat().st_size == MIB
 
 
 @pytest.mark.usefixtures("repository")
@@ -49,7 +64,9 @@ def test_nothing_is_raised() -> None:
     assert legacy.createVirtualDisk("legacy", "large")["status"]["code"] == 1000
     assert legacy.createVirtualDisk()["status"]["code"] == 1000
     assert legacy.createVirtualDisk("legacy", MIB, noSuchArgument=1)["status"]["code"] == 1000
-    assert legacy.checkStorageRepository("legacy")["status"]["code"] == 2009
+    assert legacy.fixStorageRepository("legacy", {"type": "mend"})["status"]["code"] == 4504
+    assert legacy.diffImages("legacy", "x")["status"]["code"] == 1000
+    assert legacy.extendImage("legacy", "x", 512)["status"]["code"] == 2009
     assert "uuid" not in legacy.createVirtualDisk("legacy", 0)
 
 

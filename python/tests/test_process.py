@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 PROLOGUE = """
-    import os, signal, sys, time, warnings
+    import os, signal, sys, threading, time, warnings
     warnings.simplefilter("ignore")
     import vdsmstore
 
-    def repository(path):
+    def repository(path, name="a"):
         os.mkdir(path)
         vdsmstore.formatStorageRepository("localfs-1.0", {"path": path})
-        vdsmstore.connectStorageRepository("a", "localfs-1.0", {"path": path})
+        vdsmstore.connectStorageRepository(name, "localfs-1.0", {"path": path})
 """
 
 
@@ -114,6 +114,7 @@ def in_child(body: object) -> int:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_forked_child_may_not_use_the_store(store: Store, disk: str, tmp_path: Path) -> None:
+    difference = store.diffImages("a", store.createSnapshot("a", disk))
     image = store.openImage("a", disk, "rw")
 
     def child() -> int:
@@ -121,6 +122,7 @@ def test_a_forked_child_may_not_use_the_store(store: Store, disk: str, tmp_path:
             lambda: store.getImageStatus("a", disk),
             store.close,
             lambda: store.openImage("a", disk),
+            lambda: next(difference),
             lambda: image.read(0, 1),
             lambda: image.write(0, b"x"),
             image.close,
@@ -133,7 +135,7 @@ def test_a_forked_child_may_not_use_the_store(store: Store, disk: str, tmp_path:
                 return 1
         with Store() as own:
             own.connectStorageRepository("a", "localfs-1.0", {"path": str(tmp_path / "a")})
-            assert own.listImages("a") == [disk]
+            assert disk in own.listImages("a")
         return 0
 
     assert in_child(child) == 0
@@ -215,6 +217,59 @@ def test_the_end_of_the_process(tmp_path: Path) -> None:
     with Store() as store:
         store.connectStorageRepository("a", "localfs-1.0", {"path": str(tmp_path / "repository")})
         store.openImage("a", out.strip(), "rw").close()
+
+
+SLOW_COPY = """
+    repository(sys.argv[1])
+    repository(sys.argv[1] + "2", "b")
+    disk = vdsmstore.createVirtualDisk("a", 8 << 20)
+    with vdsmstore.openImage("a", disk, "rw") as image:
+        image.write(0, bytes(range(256)) * (32 << 10))
+    image_id = vdsmstore.copyImage("b", disk, options={"bandwidth": 1 << 19})
+    task = vdsmstore.exportImage("a", disk, sys.argv[1] + ".out", "raw", {"bandwidth": 1 << 19})
+    while not all(task["bytesDone"] for task in vdsmstore.listTasks()):
+        time.sleep(0.02)
+    assert len(vdsmstore.listTasks()) == 2
+    print(image_id, flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        ("", 0),
+        ("sys.exit(3)", 3),
+        ("raise KeyError", 1),
+        (
+            "threading.Thread(target=lambda: vdsmstore.waitTask(task), daemon=True).start(); time.sleep(0.3)",
+            0,
+        ),
+        pytest.param("os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", -signal.SIGINT, id="control-c"),
+    ],
+)
+def test_the_end_of_the_process_stops_jobs(tmp_path: Path, end: str, status: int) -> None:
+    """They stop resumably, in time; another process goes on with them."""
+    process = start(tmp_path, SLOW_COPY + f"    {end}\n")
+    assert process.stdout is not None
+    image_id = process.stdout.readline().strip()
+    began = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - began < 3
+    assert process.returncode == status, err
+    assert "vdsmstore" not in err.replace("vdsmstore/", "") or "KeyError" in err
+    assert list(tmp_path.glob("*.out*")) == []
+    with Store() as store:
+        for name, place in (("a", "repository"), ("b", "repository2")):
+            store.connectStorageRepository(name, "localfs-1.0", {"path": str(tmp_path / place)})
+        was = store.getImageStatus("b", image_id)
+        assert was["status"] == "broken"
+        assert "stopped" in was["last_error"]
+        for fix in store.checkStorageRepository("b"):
+            store.waitTask(store.fixStorageRepository("b", fix, {"bandwidth": 1e12}), 30)
+        assert store.getImageStatus("b", image_id)["status"] == "optimized"
+        with store.openImage("b", image_id) as image:
+            assert image.read(0, 8 * MIB) == bytes(range(256)) * (32 << 10)
+        assert store.checkStorageRepository("b") == []
 
 
 def test_configure(tmp_path: Path) -> None:

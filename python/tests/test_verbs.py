@@ -120,6 +120,29 @@ def test_copies(store: Store, disk: str) -> None:
     assert snapshot in store.listImages("b")
 
 
+def test_removing_what_others_read(store: Store, disk: str, tmp_path: Path) -> None:
+    """Whoever reads an image keeps it; whoever reads what is built on it is not disturbed."""
+    with store.openImage("a", disk, "rw") as image:
+        image.write(0, b"x" * MIB)
+    snapshot = store.createSnapshot("a", disk)
+    child = store.createVirtualDisk("a", None, snapshot)
+    store.waitImage("a", child, 30)
+    with Store() as other:
+        other.connectStorageRepository("a", "localfs-1.0", {"path": str(tmp_path / "a")})
+        with other.openImage("a", snapshot), pytest.raises(vdsmstore.ImageInUse):
+            store.removeImage("a", snapshot)
+        with store.openImage("a", snapshot), pytest.raises(vdsmstore.ImageInUse):
+            store.removeImage("a", snapshot)
+        with store.diffImages("a", child, snapshot), pytest.raises(vdsmstore.ImageInUse):
+            store.removeImage("a", snapshot)
+        with other.openImage("a", child) as image:
+            store.removeImage("a", snapshot)
+            assert snapshot not in store.listImages("a")
+            assert image.read(0, MIB) == b"x" * MIB
+    with store.openImage("a", child) as image:
+        assert image.read(0, MIB) == b"x" * MIB
+
+
 def test_import(store: Store, tmp_path: Path) -> None:
     file = tmp_path / "file.raw"
     file.write_bytes(bytes(1024) + b"x" * 512)

@@ -8,6 +8,7 @@ import warnings as _warnings
 
 from ._default import configure
 from ._default import on_default as _on_default
+from ._difference import Difference
 from ._image import Image
 from ._store import Store
 from ._vdsmstore import DEBUG_BUILD as _DEBUG_BUILD
@@ -70,23 +71,23 @@ getImageStatus = _on_default(Store.getImageStatus)
 getImageInfo = _on_default(Store.getImageInfo)
 listImages = _on_default(Store.listImages)
 setImageUserData = _on_default(Store.setImageUserData)
+setImageStrategy = _on_default(Store.setImageStrategy)
+resizeVirtualDisk = _on_default(Store.resizeVirtualDisk)
 openImage = _on_default(Store.openImage)
 prepareImage = _on_default(Store.prepareImage)
 teardownImage = _on_default(Store.teardownImage)
-waitImage = _on_default(Store.waitImage)
-waitTask = _on_default(Store.waitTask)
-listTasks = _on_default(Store.listTasks)
-
-# Not built yet: UnsupportedOperation.
-checkStorageRepository = _on_default(Store.checkStorageRepository)
-fixStorageRepository = _on_default(Store.fixStorageRepository)
-setImageStrategy = _on_default(Store.setImageStrategy)
-resizeVirtualDisk = _on_default(Store.resizeVirtualDisk)
-stopImageTask = _on_default(Store.stopImageTask)
-stopTask = _on_default(Store.stopTask)
 diffImages = _on_default(Store.diffImages)
 exportImage = _on_default(Store.exportImage)
 measureImage = _on_default(Store.measureImage)
+checkStorageRepository = _on_default(Store.checkStorageRepository)
+fixStorageRepository = _on_default(Store.fixStorageRepository)
+waitImage = _on_default(Store.waitImage)
+waitTask = _on_default(Store.waitTask)
+listTasks = _on_default(Store.listTasks)
+stopImageTask = _on_default(Store.stopImageTask)
+stopTask = _on_default(Store.stopTask)
+
+# Not built yet: UnsupportedOperation.
 extendImage = _on_default(Store.extendImage)
 
 if _DEBUG_BUILD:
@@ -99,6 +100,7 @@ __all__ = [
     "ConnectionFailed",
     "CorruptImage",
     "CorruptRecord",
+    "Difference",
     "FixRefused",
     "ForkedProcess",
     "FormatUnsupported",

@@ -56,10 +56,14 @@ def optional_integer(name: str, value: object) -> int | None:
     return None if value is None else integer(name, value)
 
 
-def size(name: str, value: object) -> int | None:
+def size(name: str, value: object) -> int:
     if isinstance(value, int) and not -INT64_MAX <= value <= INT64_MAX:
         raise InvalidSize(f"{name}: {value} is out of range", {"parameter": name})
-    return optional_integer(name, value)
+    return integer(name, value)
+
+
+def optional_size(name: str, value: object) -> int | None:
+    return None if value is None else size(name, value)
 
 
 def timeout(value: object) -> float:
@@ -79,8 +83,10 @@ def timeout(value: object) -> float:
 
 def dictionary(name: str, value: Mapping[str, Any] | None) -> str:
     """A dict as JSON; None: {}."""
-    if value is None:
-        return "{}"
+    return "{}" if value is None else required_dictionary(name, value)
+
+
+def required_dictionary(name: str, value: object) -> str:
     if not isinstance(value, Mapping):
         raise invalid(name, f"is a dict, not {type(value).__name__}")
     return _json(name, dict(value))

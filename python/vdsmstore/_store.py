@@ -9,6 +9,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, NoReturn, Union
 
 from . import _arguments as arguments
+from ._difference import Difference
 from ._image import Image
 from ._vdsmstore import Store as Handle
 from .errors import StorageError, UnsupportedOperation
@@ -125,11 +126,11 @@ class Store:
     ) -> str:
         """A new virtual disk; `size` None with a base: the base's. Returns its id.
 
-        Options: AutoFix, strategy, participatingRepositories, imageHints, imageId, taskId.
+        Options: AutoFix, strategy, participatingRepositories, imageHints, imageId, taskId, bandwidth.
         """
         return self._handle.create_virtual_disk(
             arguments.text("targetRepoId", targetRepoId),
-            arguments.size("size", size),
+            arguments.optional_size("size", size),
             arguments.optional_text("baseSnapshotId", baseSnapshotId),
             arguments.user_data({} if userData is None else userData),
             arguments.dictionary("options", options),
@@ -237,7 +238,103 @@ class Store:
         """Releases a prepared image. Options: force."""
         self._handle.teardown_image(*_image(repositoryId, imageId, options))
 
+    def setImageStrategy(
+        self, repositoryId: str, imageId: str, strategy: str, options: Options = None
+    ) -> None:
+        """Says which representation is the best, "space" or "performance"; a fix brings the image there."""
+        self._handle.set_image_strategy(
+            arguments.text("repositoryId", repositoryId),
+            arguments.text("imageId", imageId),
+            arguments.text("strategy", strategy),
+            arguments.dictionary("options", options),
+        )
+
+    def resizeVirtualDisk(self, repositoryId: str, imageId: str, size: int, options: Options = None) -> None:
+        """Grows a disk; the new bytes read as zeroes. Complete when it returns. Options: AutoFix."""
+        self._handle.resize_virtual_disk(
+            arguments.text("repositoryId", repositoryId),
+            arguments.text("imageId", imageId),
+            arguments.size("size", size),
+            arguments.dictionary("options", options),
+        )
+
+    # Reading images for others
+
+    def diffImages(
+        self, repositoryId: str, imageId: str, baseImageId: str | None = None, options: Options = None
+    ) -> Difference:
+        """(offset, length, "data" or "zero") of what differs from the base, or of what the image has."""
+        handle = self._handle.diff_images(
+            arguments.text("repositoryId", repositoryId),
+            arguments.text("imageId", imageId),
+            arguments.optional_text("baseImageId", baseImageId),
+            arguments.dictionary("options", options),
+        )
+        return Difference(handle)
+
+    def exportImage(
+        self,
+        repositoryId: str,
+        imageId: str,
+        path: str | os.PathLike[str],
+        format: str,  # noqa: A002
+        options: Options = None,
+    ) -> str:
+        """Starts writing an image to a file, "raw" or "qcow2"; returns the task's id.
+
+        The file has its name only when it is whole. Options: overwrite, taskId, bandwidth.
+        """
+        return self._handle.export_image(
+            arguments.text("repositoryId", repositoryId),
+            arguments.text("imageId", imageId),
+            arguments.path("path", path),
+            arguments.text("format", format),
+            arguments.dictionary("options", options),
+        )
+
+    def measureImage(
+        self, repositoryId: str, imageId: str, baseImageId: str | None = None, options: Options = None
+    ) -> dict[str, int]:
+        """What a copy, or the difference to the base, would take. Options: format ("raw" or "qcow2")."""
+        return _dict(
+            self._handle.measure_image(
+                arguments.text("repositoryId", repositoryId),
+                arguments.text("imageId", imageId),
+                arguments.optional_text("baseImageId", baseImageId),
+                arguments.dictionary("options", options),
+            )
+        )
+
+    # What is unfinished
+
+    def checkStorageRepository(self, repositoryId: str, options: Options = None) -> list[dict[str, Any]]:
+        """The fixes that the repository needs: each survives JSON, and any host may run it.
+
+        Takes no locks, changes nothing. Options: exactCost.
+        """
+        return _list(
+            self._handle.check_storage_repository(
+                arguments.text("repositoryId", repositoryId), arguments.dictionary("options", options)
+            )
+        )
+
+    def fixStorageRepository(self, repositoryId: str, fix: Mapping[str, Any], options: Options = None) -> str:
+        """Starts one fix; returns the task's id. Options: taskId, bandwidth."""
+        return self._handle.fix_storage_repository(
+            arguments.text("repositoryId", repositoryId),
+            arguments.required_dictionary("fix", fix),
+            arguments.dictionary("options", options),
+        )
+
     # What runs
+
+    def stopImageTask(self, repositoryId: str, imageId: str, options: Options = None) -> None:
+        """Stops what runs on an image here, resumably; returns when it has stopped."""
+        self._handle.stop_image_task(*_image(repositoryId, imageId, options))
+
+    def stopTask(self, taskId: str, options: Options = None) -> None:
+        """Stops a task, resumably; returns when it has stopped."""
+        self._handle.stop_task(arguments.text("taskId", taskId), arguments.dictionary("options", options))
 
     def waitImage(
         self, repositoryId: str, imageId: str, timeout: float | None = None, options: Options = None
@@ -264,17 +361,8 @@ class Store:
         """What runs in this store."""
         return _list(self._handle.list_tasks(arguments.dictionary("options", options)))
 
-    # Verbs of the contract that this release has not built
+    # A verb of the contract that this release has not built
 
-    checkStorageRepository = _unbuilt("checkStorageRepository")
-    fixStorageRepository = _unbuilt("fixStorageRepository")
-    setImageStrategy = _unbuilt("setImageStrategy")
-    resizeVirtualDisk = _unbuilt("resizeVirtualDisk")
-    stopImageTask = _unbuilt("stopImageTask")
-    stopTask = _unbuilt("stopTask")
-    diffImages = _unbuilt("diffImages")
-    exportImage = _unbuilt("exportImage")
-    measureImage = _unbuilt("measureImage")
     extendImage = _unbuilt("extendImage")
 
 

@@ -2,7 +2,7 @@
 
 Code 0 and message "Done" stand for success; the result of the verb, if it has one, is beside it: an image id
 under `uuid`, a dict under `info`, fixes under `fixes`, a task id under `taskID`, lists under `imageslist`,
-`repolist` and `tasks`, an open image (whose methods do raise) under `image`.
+`repolist` and `tasks`, what differs under `extents`, an open image (whose methods do raise) under `image`.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ def _legacy(name: str, result: str | None) -> Callable[..., dict[str, Any]]:
             return _InvalidParameter(f"{name}: {error}").response()
         try:
             value = verb(*args, **kwargs)
+            if isinstance(value, _vdsmstore.Difference):  # it could raise later
+                value = list(value)
         except _StorageError as error:
             return error.response()
         except Exception as error:  # noqa: BLE001
