@@ -356,9 +356,9 @@ fn image_ids_that_are_taken() {
 
 #[test]
 fn options_from_text() {
-    fn invalid<T: serde::de::DeserializeOwned + Debug>(texts: &[&str]) {
+    fn invalid(parsed: impl Fn(&str) -> Option<Error>, texts: &[&str]) {
         for text in texts {
-            let Err(error) = parse::<T>(text) else { panic!("{text}: not refused") };
+            let error = parsed(text).unwrap_or_else(|| panic!("{text}: not refused"));
             assert_eq!(error.kind(), InvalidParameter, "{text}: {error:?}");
             assert!(error.details().contains_key("parameter"), "{text}: {error:?}");
         }
@@ -374,47 +374,49 @@ fn options_from_text() {
         "\"\"",
         "{\"a\":1}",
     ];
-    invalid::<CreateOptions>(&common);
-    invalid::<CopyOptions>(&common);
-    invalid::<RemoveOptions>(&common);
-    invalid::<ListOptions>(&common);
-    invalid::<ForceOptions>(&common);
-    invalid::<PrepareOptions>(&common);
-    invalid::<WaitOptions>(&common);
-    invalid::<CreateOptions>(&[
-        r#"{"AutoFix":"Optimized"}"#,
-        r#"{"AutoFix":1}"#,
-        r#"{"AutoFix":[]}"#,
-        r#"{"strategy":"Space"}"#,
-        r#"{"strategy":""}"#,
-        r#"{"participatingRepositories":"A"}"#,
-        r#"{"participatingRepositories":[1]}"#,
-        r#"{"imageHints":[]}"#,
-        r#"{"imageHints":{"x":1}}"#,
-        r#"{"imageId":1}"#,
-        r#"{"taskId":1}"#,
-        r#"{"mutable":true}"#,
-    ]);
-    invalid::<CopyOptions>(&[r#"{"mutable":"yes"}"#, r#"{"partial":1}"#]);
-    invalid::<RemoveOptions>(&[r#"{"AutoFix":"later"}"#, r#"{"strategy":"space"}"#]);
-    invalid::<ListOptions>(&[
-        r#"{"kind":"template"}"#,
-        r#"{"limit":-1}"#,
-        r#"{"limit":1.5}"#,
-        r#"{"details":1}"#,
-    ]);
-    invalid::<PrepareOptions>(&[r#"{"readOnly":"yes"}"#]);
-    invalid::<WaitOptions>(&[r#"{"status":"broken"}"#]);
+    invalid(|text| parse::<CreateOptions>(text).err(), &common);
+    invalid(|text| parse::<CopyOptions>(text).err(), &common);
+    invalid(|text| parse::<RemoveOptions>(text).err(), &common);
+    invalid(|text| parse::<ListOptions>(text).err(), &common);
+    invalid(|text| parse::<ForceOptions>(text).err(), &common);
+    invalid(|text| parse::<PrepareOptions>(text).err(), &common);
+    invalid(|text| parse::<WaitOptions>(text).err(), &common);
+    invalid(
+        |text| parse::<CreateOptions>(text).err(),
+        &[
+            r#"{"AutoFix":"Optimized"}"#,
+            r#"{"AutoFix":1}"#,
+            r#"{"AutoFix":[]}"#,
+            r#"{"strategy":"Space"}"#,
+            r#"{"strategy":""}"#,
+            r#"{"participatingRepositories":"A"}"#,
+            r#"{"participatingRepositories":[1]}"#,
+            r#"{"imageHints":[]}"#,
+            r#"{"imageHints":{"x":1}}"#,
+            r#"{"imageId":1}"#,
+            r#"{"taskId":1}"#,
+            r#"{"mutable":true}"#,
+        ],
+    );
+    invalid(|text| parse::<CopyOptions>(text).err(), &[r#"{"mutable":"yes"}"#, r#"{"partial":1}"#]);
+    invalid(
+        |text| parse::<RemoveOptions>(text).err(),
+        &[r#"{"AutoFix":"later"}"#, r#"{"strategy":"space"}"#],
+    );
+    invalid(
+        |text| parse::<ListOptions>(text).err(),
+        &[r#"{"kind":"template"}"#, r#"{"limit":-1}"#, r#"{"limit":1.5}"#, r#"{"details":1}"#],
+    );
+    invalid(|text| parse::<PrepareOptions>(text).err(), &[r#"{"readOnly":"yes"}"#]);
+    invalid(|text| parse::<WaitOptions>(text).err(), &[r#"{"status":"broken"}"#]);
     for text in ["", "null", "{}", " {} ", r#"{"AutoFix":null,"strategy":null}"#] {
         assert_eq!(parse::<CreateOptions>(text).unwrap(), plain(), "{text}");
     }
     assert_eq!(parse::<CreateOptions>(r#"{"AutoFix":"optimized"}"#).unwrap().auto_fix, AutoFix::Optimized);
-    invalid::<CopyOptions>(&[
-        r#"{"bandwidth":0}"#,
-        r#"{"bandwidth":-1}"#,
-        r#"{"bandwidth":"fast"}"#,
-        r#"{"bandwidth":[]}"#,
-    ]);
+    invalid(
+        |text| parse::<CopyOptions>(text).err(),
+        &[r#"{"bandwidth":0}"#, r#"{"bandwidth":-1}"#, r#"{"bandwidth":"fast"}"#, r#"{"bandwidth":[]}"#],
+    );
     assert!(parse::<CopyOptions>(r#"{"bandwidth":1000000}"#).unwrap().bandwidth.is_some());
     let error = parse::<CopyOptions>(r#"{"verify":true}"#).unwrap_err();
     assert_eq!(error.kind(), UnsupportedOperation, "{error:?}");

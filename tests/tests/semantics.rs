@@ -13,11 +13,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use vdsmstore_core::options::{
-    AutoFix, CopyOptions, CreateOptions, RemoveOptions, Strategy, WaitOptions, WaitStatus,
+    AutoFix, CheckOptions, CopyOptions, CreateOptions, FixOptions, RemoveOptions, Strategy, WaitOptions,
+    WaitStatus,
 };
-use vdsmstore_core::{ErrorKind, Status};
+use vdsmstore_core::{ErrorKind, FixType, Status};
 use vdsmstore_tests::scene::{MIB, SIZE, Scene, bytes, fails, ids, off, performance};
-use vdsmstore_tests::{new_repo, run, settle, write};
+use vdsmstore_tests::{PATIENCE, new_repo, run, settle, write};
 
 // What a call makes.
 
@@ -343,6 +344,33 @@ fn what_is_broken_here_is_taken_from_elsewhere() {
     settle(&scene.store, "B", &child);
     assert_eq!(scene.status("B", &id), Status::Optimized);
     scene.holds("B", &child, &whole);
+}
+
+#[test]
+fn a_mend_fix_does_what_it_says() {
+    let scene = Scene::new();
+    let (base, id) = partial(&scene, &CopyOptions { mutable: false, ..CopyOptions::default() });
+    let check = || scene.store.check_storage_repository("B", &CheckOptions::default()).unwrap();
+    assert!(
+        check().is_empty(),
+        "nothing can be done before the base or the image is somewhere: {:#?}",
+        check()
+    );
+    let whole = elsewhere_whole(&scene, &base, &id);
+    let fixes = check();
+    assert_eq!(fixes.len(), 1, "{fixes:#?}");
+    assert_eq!(
+        (fixes[0].fix_type, fixes[0].image_id.map(|id| id.to_string())),
+        (FixType::Mend, Some(id.clone()))
+    );
+    let task = scene.store.fix_storage_repository("B", &fixes[0], &FixOptions::default()).unwrap();
+    scene.store.wait_task(&task, Some(PATIENCE)).unwrap();
+    assert_ne!(scene.status("B", &id), Status::Broken, "{:#?}", check());
+    scene.holds("B", &id, &whole);
+    assert!(check().is_empty(), "{:#?}", check());
+    // Done once more, it has become unnecessary.
+    let task = scene.store.fix_storage_repository("B", &fixes[0], &FixOptions::default()).unwrap();
+    scene.store.wait_task(&task, Some(PATIENCE)).unwrap();
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! The end of every sequence: what the stores and QEMU say must be what the model says.
 
-use vdsmstore_core::options::ListOptions;
-use vdsmstore_core::{ErrorKind, ExtentKind, Image, Status};
+use vdsmstore_core::options::{CheckOptions, FixOptions, ListOptions, RemoveOptions};
+use vdsmstore_core::{ErrorKind, ExtentKind, FixType, Image, Status};
 use vdsmstore_tests::qemu_equal;
+use vdsmstore_tests::tree::tree;
 
 use crate::world::State;
 use crate::{NAMES, World};
@@ -48,6 +49,98 @@ pub fn everything(world: &mut World) {
         for (index, id) in ids.iter().enumerate() {
             one(world, repo, id, index % 2);
         }
+    }
+    mend_everything(world);
+    for (repo, name) in NAMES.iter().enumerate() {
+        for (index, id) in world.model.repos[repo].keys().enumerate() {
+            one(world, repo, id, (index + 1) % 2);
+        }
+        assert_eq!(
+            world.stores[0].list_images(name, &ListOptions::default()).unwrap().len(),
+            world.model.repos[repo].len()
+        );
+    }
+    remove_everything(world);
+}
+
+/// All fixes until none is left that can be done; then everything is as it was, and what was only intended is there.
+fn mend_everything(world: &mut World) {
+    let store = &world.stores[0];
+    let mut last = Vec::new();
+    for round in 0.. {
+        let (mut listed, mut done) = (Vec::new(), 0);
+        for name in NAMES {
+            for fix in store.check_storage_repository(name, &CheckOptions::default()).unwrap() {
+                listed.push(format!("{name}: {fix:?}"));
+                let task = match store.fix_storage_repository(name, &fix, &FixOptions::default()) {
+                    Ok(task) => task,
+                    Err(error) => {
+                        assert_eq!(error.kind(), ErrorKind::FixRefused, "{fix:?}: {error:?}");
+                        continue;
+                    }
+                };
+                store.run_tasks();
+                match store.wait_task(&task, None) {
+                    Ok(()) => done += 1,
+                    // What it is to be made from is not there.
+                    Err(error) => assert_eq!(fix.fix_type, FixType::Mend, "{fix:?}: {error:?}"),
+                }
+            }
+        }
+        if done == 0 || listed.is_empty() {
+            break;
+        }
+        assert!(
+            round < 30,
+            "no end of fixes: {listed:#?}, before {last:#?}, in {:#?}",
+            NAMES.map(|name| store.graph(name))
+        );
+        last = listed;
+    }
+    for (repo, name) in NAMES.iter().enumerate() {
+        let data = std::fs::read_dir(world.root.path().join(name).join("data")).unwrap().count();
+        assert!(data <= store.graph(name).unwrap().len(), "volumes of nobody in {name}");
+        for (id, image) in &mut world.model.repos[repo] {
+            let whole = store.get_image_status(name, id).unwrap().status != Status::Broken;
+            match &image.state {
+                State::Adrift if whole => {
+                    // Any moment of its source since the call would do.
+                    image.data.clear();
+                    let open = store.open_image(name, id, false).unwrap();
+                    image.data.resize(open.size().unwrap() as usize, 0);
+                    open.read(0, &mut image.data).unwrap();
+                    image.state = State::Whole;
+                }
+                State::Pending { .. } | State::Partial { .. } | State::Announced { .. } if whole => {
+                    image.state = State::Whole;
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// With the last image the last volume goes.
+fn remove_everything(world: &mut World) {
+    for (repo, name) in NAMES.iter().enumerate() {
+        for id in world.model.repos[repo].keys() {
+            world.stores[1].remove_image(name, id, &RemoveOptions::default()).unwrap();
+        }
+        world.model.repos[repo].clear();
+    }
+    world.stores[1].run_tasks();
+    mend_everything(world);
+    for name in NAMES {
+        let fixes = world.stores[0].check_storage_repository(name, &CheckOptions::default()).unwrap();
+        assert!(fixes.is_empty(), "{fixes:#?}");
+        let left = tree(&world.root.path().join(name));
+        let left: Vec<_> = left
+            .keys()
+            .filter(|path| {
+                !path.starts_with("images/") && !path.starts_with("volumes/") && path.contains('/')
+            })
+            .collect();
+        assert!(left.is_empty(), "{name} is empty, but for {left:#?}");
     }
 }
 

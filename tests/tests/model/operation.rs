@@ -127,6 +127,31 @@ pub enum Op {
         qcow2: bool,
         auto: Auto,
     },
+    Resize {
+        store: usize,
+        image: Pick,
+        sectors: u16,
+    },
+    Strategy {
+        store: usize,
+        image: Pick,
+        performance: bool,
+    },
+    Export {
+        store: usize,
+        image: Pick,
+        qcow2: bool,
+    },
+    Difference {
+        store: usize,
+        image: Pick,
+        base: Pick,
+    },
+    /// Fixes that change nothing that a caller sees.
+    Tidy {
+        store: usize,
+        repo: usize,
+    },
     Reconnect {
         store: usize,
         repo: usize,
@@ -173,12 +198,18 @@ pub fn operation() -> impl Strategy<Value = Op> {
         6 => (two(), image()).prop_map(|(store, pick)| Op::BringBack { store, pick }),
         12 => (two(), image(), how(), range()).prop_map(|(store, image, how, range)| Op::Write { store, image, how, range }),
         1 => (two(), image(), range(), any::<u8>()).prop_map(|(store, image, range, byte)| Op::Qemu { store, image, range, byte }),
-        2 => (two(), image(), any::<bool>()).prop_map(|(store, image, writable)| Op::Open { store, image, writable }),
+        3 => (two(), image(), prop::bool::weighted(0.6)).prop_map(|(store, image, writable)| Op::Open { store, image, writable }),
         3 => image().prop_map(|pick| Op::Close { pick }),
         4 => (two(), image()).prop_map(|(store, image)| Op::Remove { store, image }),
         2 => (two(), image(), any::<u32>()).prop_map(|(store, image, value)| Op::UserData { store, image, value }),
         1 => (two(), two(), 1_u32..1_500_000, any::<bool>(), auto())
             .prop_map(|(store, repo, bytes, qcow2, auto)| Op::Import { store, repo, bytes, qcow2, auto }),
+        2 => (two(), image(), 0_u16..2000).prop_map(|(store, image, sectors)| Op::Resize { store, image, sectors }),
+        1 => (two(), image(), any::<bool>())
+            .prop_map(|(store, image, performance)| Op::Strategy { store, image, performance }),
+        1 => (two(), image(), any::<bool>()).prop_map(|(store, image, qcow2)| Op::Export { store, image, qcow2 }),
+        2 => (two(), image(), image()).prop_map(|(store, image, base)| Op::Difference { store, image, base }),
+        5 => (two(), two()).prop_map(|(store, repo)| Op::Tidy { store, repo }),
         1 => (two(), two(), any::<bool>()).prop_map(|(store, repo, force)| Op::Reconnect { store, repo, force }),
     ]
 }

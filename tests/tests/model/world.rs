@@ -13,6 +13,8 @@ pub enum State {
     Announced { disk: String, may: bool },
     /// Only intended, or its work failed; a snapshot becomes `then` when it is copied again.
     Pending { then: Option<Box<State>> },
+    /// A copy of a disk that was only intended: its moment is to come.
+    Adrift,
     /// A copy whose base is to come.
     Partial { base: String },
 }
@@ -119,6 +121,14 @@ impl Model {
             return Err(vec![ErrorKind::ImageInUse]);
         }
         if self.usable(repo, id) { Ok(()) } else { Err(vec![ErrorKind::ImageBroken]) }
+    }
+
+    /// As `writable`, by a verb for disks.
+    pub fn growable(&self, repo: usize, id: &str) -> Expect<()> {
+        match self.get(repo, id) {
+            Some(image) if !image.disk => Err(vec![ErrorKind::NotADisk]),
+            _ => self.writable(repo, id),
+        }
     }
 
     pub fn snapshot(&self, repo: usize, id: &str) -> Expect<Vec<u8>> {
