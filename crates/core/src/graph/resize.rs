@@ -56,11 +56,13 @@ pub(crate) fn grow_disk(repo: &Repo, id: ImageId, size: u64) -> Result<()> {
     }
     if size > volume.size {
         image.grow(size)?;
-        if volume.format == VolumeFormat::Raw && link.image.strategy == Strategy::Performance {
-            opened.volumes[0].device.allocate(volume.size, size - volume.size)?;
-            opened.volumes[0].device.flush()?;
-        }
         set_size(repo, &mut volume, size)?;
+    }
+    if volume.format == VolumeFormat::Raw && link.image.strategy == Strategy::Performance {
+        // Also what a resize that was broken off had grown already.
+        let device = &opened.volumes[0].device;
+        device.allocate(link.image.size, size - link.image.size)?;
+        device.flush()?;
     }
     let grown = repo.update_image(id, |now| {
         if now.volume != volume.id() || now.open.is_some() || !now.freeze.is_empty() {
