@@ -104,7 +104,7 @@ fn fix_all(session: &Session, arguments: &RepoFix) -> Result<Outcome> {
     let Some(pause) = arguments.watch else { return Pass::new(session, arguments).all()?.report() };
     loop {
         // One bad pass is no reason to give up: the storage may come back.
-        match Pass::new(session, arguments).all().and_then(|pass| pass.report()) {
+        match Pass::new(session, arguments).all().and_then(Pass::report) {
             Err(error) if error.kind() == ErrorKind::Stopped => return Err(error),
             Err(error) => warn(error.message()),
             Ok(_) => {}
