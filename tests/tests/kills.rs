@@ -89,6 +89,16 @@ struct Pace {
     finished: Duration,
 }
 
+impl Pace {
+    /// After a kill that hit nothing: it came too late, or too early.
+    fn learn(&mut self, late: bool) {
+        for time in [&mut self.returned, &mut self.finished] {
+            *time = if late { *time * 4 / 5 } else { *time * 5 / 4 };
+            *time = (*time).clamp(Duration::from_micros(300), Duration::from_secs(2));
+        }
+    }
+}
+
 fn moment(random: &mut Random, operation: &Operation, pace: Pace) -> Moment {
     let whole = pace.finished.max(Duration::from_millis(1)) * 11 / 10;
     let call = pace.returned.max(Duration::from_micros(500)) * 11 / 10;
@@ -152,11 +162,12 @@ fn kill(
     case: &Case,
     moment: Option<&Moment>,
     counts: &mut Counts,
-) -> Pace {
+    pace: &mut Pace,
+) {
     let before = place.listed();
     let used = place.used();
     let mut dying = Dying::start(place.root(), &case.job);
-    let pace = dying.run_until(moment);
+    let measured = dying.run_until(moment);
     let said = dying.kill();
     let stage = place.stage(operation, case, &before, said);
     let what = format!("{}: {}, killed at {stage:?} ({said:?})", place.kind(), operation.name);
@@ -164,11 +175,15 @@ fn kill(
         Some(stage) => *counts.counted.entry((operation.name, stage)).or_default() += 1,
         None => counts.uncounted += 1,
     }
+    match moment {
+        None => *pace = measured,
+        Some(Moment::After(_)) if stage.is_none() => pace.learn(said.returned),
+        Some(_) => {}
+    }
     counts.rounds = counts.rounds.max(place.recover(&what));
     let grown = place.judge(case, said, &what);
     place.nothing_left(used, grown, &what);
     place.clear(case);
-    pace
 }
 
 fn kills(mut place: Place) {
@@ -184,12 +199,12 @@ fn kills(mut place: Place) {
     let patience = Duration::from_secs(40).max(Duration::from_secs(u64::from(wanted) * 3 / 5));
     let start = Instant::now();
     let mut counts = Counts::default();
-    let mut paces = BTreeMap::new();
+    let mut paces = BTreeMap::<_, Pace>::new();
     for operation in OPERATIONS {
         // Once without haste, to know how long it takes.
         let case = (operation.prepare)(&mut place, &mut random);
-        let mut aside = Counts::default();
-        paces.insert(operation.name, kill(&mut place, operation, &case, None, &mut aside));
+        let pace = paces.entry(operation.name).or_default();
+        kill(&mut place, operation, &case, None, &mut Counts::default(), pace);
     }
     for attempt in 0.. {
         let late = start.elapsed() > patience;
@@ -205,8 +220,9 @@ fn kills(mut place: Place) {
             continue;
         }
         let case = (operation.prepare)(&mut place, &mut random);
-        let moment = moment(&mut random, operation, paces[operation.name]);
-        kill(&mut place, operation, &case, Some(&moment), &mut counts);
+        let pace = paces.entry(operation.name).or_default();
+        let moment = moment(&mut random, operation, *pace);
+        kill(&mut place, operation, &case, Some(&moment), &mut counts, pace);
     }
     counts.print(place.kind());
     println!("{}: {:.1} s", place.kind(), start.elapsed().as_secs_f64());
