@@ -46,10 +46,11 @@ def test_results(tmp_path: Path) -> None:
     assert legacy.resizeVirtualDisk("legacy", disk, 2 * MIB) == {"status": DONE}
     assert legacy.setImageStrategy("legacy", disk, "space") == {"status": DONE}
     assert legacy.stopImageTask("legacy", disk) == {"status": DONE}
-    assert legacy.removeImage("legacy", imageId=disk) == {"status": DONE}
+    assert legacy.removeImage("legacy", disk, options={"taskId": "removal"}) == {"status": DONE}
+    assert legacy.waitTask(taskId="removal") == {"status": DONE}
     made = legacy.createVirtualDisk("legacy", MIB, options={"AutoFix": False})
-    fixes = legacy.checkStorageRepository("legacy")["fixes"]  # what was removed may not be gone yet
-    (fix,) = (fix for fix in fixes if fix["imageId"] == made["uuid"])
+    (fix,) = legacy.checkStorageRepository("legacy")["fixes"]
+    assert fix["imageId"] == made["uuid"]
     task = legacy.fixStorageRepository("legacy", fix)["taskID"]
     assert legacy.waitTask(task, 30) == {"status": DONE}
     assert legacy.stopTask(task) == {"status": DONE}

@@ -324,3 +324,17 @@ def test_everything_removed_leaves_nothing(store: Store, disk: str) -> None:
         for fix in fixes:
             store.waitTask(store.fixStorageRepository("a", fix), 30)
     assert store.checkStorageRepository("a") == []
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=vdsmstore.ImageBroken,
+    reason="the cost of a fix is asked of a volume that is gone since it was listed",
+)
+def test_a_check_beside_removals(store: Store) -> None:
+    for _ in range(100):
+        disk = store.createVirtualDisk("a", MIB)
+        store.waitImage("a", disk, 30)
+        store.removeImage("a", disk)
+        for _ in range(3):
+            store.checkStorageRepository("a")
