@@ -1,6 +1,15 @@
 //! Every operation on simulated storage, its host losing power after every single step: another host then finds each
 //! image as it was before or as it was to become, or broken with its intent readable. Nothing that was whole is lost.
 
+#![allow(
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    clippy::field_reassign_with_default,
+    clippy::needless_range_loop,
+    clippy::unwrap_used,
+    reason = "the numbers of tests are small, and tests fail by panicking"
+)]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -331,11 +340,11 @@ fn judge(scene: &Scene, operation: &Operation, ids: &Ids, returned: bool, what: 
     let made = (operation.made)(ids, scene);
     let removes = (operation.removes)(ids);
     for ((repo, id), data) in &scene.model {
-        let removed = removes.contains(&(*repo, id.clone()));
+        let gone = removes.contains(&(*repo, id.clone()));
         match store.get_image_status(NAMES[*repo], id) {
-            Err(error) if removed && error.kind() == ErrorKind::ImageNotFound => continue,
+            Err(error) if gone && error.kind() == ErrorKind::ImageNotFound => continue,
             status => {
-                assert!(!(removed && returned), "{what}: {id} is still there");
+                assert!(!(gone && returned), "{what}: {id} is still there");
                 let status = status.unwrap_or_else(|error| panic!("{what}: {id}: {error:?}"));
                 assert_ne!(status.status, Status::Broken, "{what}: {id} was whole before");
             }

@@ -1,5 +1,15 @@
 //! The nightly flow: a disk is copied every night, each time with the previous copy as the base.
 
+#![allow(
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    clippy::expect_used,
+    clippy::field_reassign_with_default,
+    clippy::needless_range_loop,
+    clippy::unwrap_used,
+    reason = "the numbers of tests are small, and tests fail by panicking"
+)]
+
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -29,7 +39,7 @@ fn day(image: &Image, model: &Path, night: u64) -> vdsmstore_core::Result<u64> {
         changed += length;
     }
     image.write_zeroes((night * 3 * MIB) as i64, 65536 * 2)?;
-    file.write_all_at(&[0; 65536 * 2], night * 3 * MIB).expect("model zeroes");
+    file.write_all_at(&vec![0; 65536 * 2], night * 3 * MIB).expect("model zeroes");
     Ok(changed)
 }
 

@@ -247,7 +247,7 @@ impl Qcow2 {
     }
 
     /// Fails if the file cannot have that many clusters: found out now, it is an error of one write; found out
-    /// by a flush, it would be the end of the session.
+    /// by a flush, it would end all writing.
     fn check_room(&self, clusters: u64) -> Result<()> {
         let end = clusters.checked_mul(self.cluster_size()).filter(|end| *end < MAX_HOST);
         let room = self.device.fixed_len()?.unwrap_or(MAX_HOST);
