@@ -8,8 +8,11 @@
     clippy::cast_possible_wrap,
     clippy::cast_sign_loss,
     clippy::cast_precision_loss,
+    clippy::match_same_arms,
+    clippy::similar_names,
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::similar_names,
     missing_docs,
     reason = "the numbers of tests are small, and tests fail by panicking"
 )]

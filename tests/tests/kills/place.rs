@@ -128,7 +128,7 @@ impl Place {
     /// Writes blocks to the image and to its model.
     fn fill(&self, name: &str, id: &str, blocks: std::ops::Range<usize>, seed: u64) {
         let words = (blocks.start * BLOCK / 8..blocks.end * BLOCK / 8)
-            .map(|n| (n as u64 + seed * 7) * 0x9e37_79b9 | 1);
+            .map(|n| ((n as u64 + seed * 7) * 0x9e37_79b9) | 1);
         let data: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
         let offset = (blocks.start * BLOCK) as u64;
         let file = fs::OpenOptions::new().write(true).open(self.model(name)).unwrap();
