@@ -12,7 +12,6 @@
     clippy::similar_names,
     clippy::unwrap_used,
     clippy::expect_used,
-    clippy::similar_names,
     missing_docs,
     reason = "the numbers of tests are small, and tests fail by panicking"
 )]
@@ -280,7 +279,7 @@ fn a_copy_goes_on_where_it_was() {
         "call": "copy", "repo": "B", "image": disk, "new": copy, "bandwidth": SIZE, "connect": ["A", "B"],
     });
     let dying = Dying::start(root.path(), &job);
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_mins(1);
     let percent = loop {
         assert!(Instant::now() < deadline, "the copy does not come to three quarters");
         match here.get_image_status("B", copy) {

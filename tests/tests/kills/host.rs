@@ -22,7 +22,7 @@ const WORK: &str = "VDSMSTORE_KILLS_HOST";
 /// Before the words that are for the parent: the test runner speaks on the same pipe.
 const MARK: &str = "kills: ";
 /// Nothing takes as long.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// What it had said when it died.
 #[derive(Clone, Copy, Debug, Default)]
@@ -199,9 +199,7 @@ fn call(store: &Store, job: &Value) -> Result<()> {
         "create" => store.create_virtual_disk(repo, None, text("base"), user_data, &create).map(drop),
         "snapshot" => store.create_snapshot(repo, image, user_data, &create).map(drop),
         "copy" => {
-            let mut options = CopyOptions::default();
-            options.image_id = create.image_id;
-            options.bandwidth = bandwidth;
+            let options = CopyOptions { image_id: create.image_id, bandwidth, ..CopyOptions::default() };
             store.copy_image(repo, image, text("base"), user_data, &options).map(drop)
         }
         "import" => store

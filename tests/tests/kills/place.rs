@@ -208,7 +208,7 @@ impl Place {
             return None;
         }
         match (operation.stage, status) {
-            (Judge::New, None) => Some(Stage::BeforeIntent),
+            (Judge::New, None) | (Judge::Remove, Some(_)) => Some(Stage::BeforeIntent),
             (Judge::New, Some(status)) if status.status == Status::Broken => Some(filling(said.done)),
             (Judge::Fix(fix_type), _) => {
                 let key = format!("{fix_type:?} ");
@@ -220,7 +220,6 @@ impl Place {
                 let written = now.user_data.get() == case.job["userData"].as_str().unwrap();
                 Some(if written { Stage::Sealed } else { Stage::BeforeIntent })
             }
-            (Judge::Remove, Some(_)) => Some(Stage::BeforeIntent),
             _ => Some(Stage::Sealed),
         }
     }
