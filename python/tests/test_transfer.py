@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 QEMU_IMG = shutil.which("qemu-img")
-needs_qemu_img = pytest.mark.skipif(QEMU_IMG is None, reason="needs qemu-img")
 
 
 def qemu_img(*arguments: str) -> str:
@@ -57,7 +56,6 @@ def layered(store: Store) -> tuple[str, str, bytes, bytes]:
     return snapshot, disk, before, bytes(model)
 
 
-@needs_qemu_img
 @pytest.mark.parametrize("file_format", ["raw", "qcow2"])
 def test_export(
     store: Store, tmp_path: Path, layered: tuple[str, str, bytes, bytes], file_format: str
@@ -269,7 +267,6 @@ def test_diff_of_what_cannot_be_read(store: Store, disk: str) -> None:
     store.openImage("a", disk, "rw").close()
 
 
-@needs_qemu_img
 @pytest.mark.parametrize("file_format", ["raw", "qcow2"])
 def test_measure(
     store: Store, tmp_path: Path, layered: tuple[str, str, bytes, bytes], file_format: str
