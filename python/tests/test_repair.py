@@ -326,11 +326,6 @@ def test_everything_removed_leaves_nothing(store: Store, disk: str) -> None:
     assert store.checkStorageRepository("a") == []
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=vdsmstore.ImageBroken,
-    reason="the cost of a fix is asked of a volume that is gone since it was listed",
-)
 def test_a_check_beside_removals(store: Store) -> None:
     for _ in range(100):
         disk = store.createVirtualDisk("a", MIB)

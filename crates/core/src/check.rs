@@ -15,7 +15,7 @@ use crate::id::{BlobId, ImageId, VolumeId};
 use crate::record::{ImageRecord, Kind, State, VolumeRecord, VolumeState};
 use crate::repo::Repo;
 use crate::repository::{Marker, Read};
-use crate::{Result, Status};
+use crate::{ErrorKind, Result, Status};
 
 /// What a metadata change costs at most, in bytes.
 const SMALL: u64 = 1 << 20;
@@ -279,7 +279,13 @@ fn describe(repo: &Repo, all: &Everything, action: Action, exact: bool) -> Resul
         fix_type: action.fix_type(),
         image_id: action.image(),
         description: text(all, action),
-        cost: cost(repo, all, action, exact)?,
+        cost: match cost(repo, all, action, exact) {
+            // It went while the check was looking; so will the fix.
+            Err(error) if matches!(error.kind(), ErrorKind::ImageBroken | ErrorKind::ImageNotFound) => {
+                Cost::default()
+            }
+            other => other?,
+        },
         data: fix::write(repo.driver.repository_nonce(), action, observed),
     })
 }
