@@ -23,7 +23,7 @@ MIB = 1 << 20
 PROLOGUE = """
     import os, signal, sys, threading, time, warnings
     warnings.simplefilter("ignore")
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the runner is in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
     import vdsmstore
 
     def repository(path, name="a"):
