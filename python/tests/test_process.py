@@ -149,12 +149,7 @@ def test_a_forked_child_may_not_use_the_store(store: Store, disk: str, tmp_path:
     "end",
     [
         "image.close()",
-        pytest.param(
-            "os.kill(os.getpid(), signal.SIGKILL)",
-            marks=pytest.mark.xfail(
-                strict=True, reason="a lock of an open file lives as long as any copy of its descriptor"
-            ),
-        ),
+        "os.kill(os.getpid(), signal.SIGKILL)",
     ],
 )
 def test_a_forked_child_keeps_no_locks(tmp_path: Path, end: str) -> None:

@@ -1,9 +1,13 @@
 //! System calls that no safe crate wraps: locks of open files, and the block device requests. All `unsafe`
 //! of this crate is here.
 
+mod carried;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+
+pub use carried::Carried;
 
 /// How a byte range is locked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

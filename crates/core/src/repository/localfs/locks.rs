@@ -8,7 +8,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
-use vdsmstore_io::sys::{LockMode, ofd_try_lock, ofd_unlock, ofd_would_block};
+use vdsmstore_io::sys::{Carried, LockMode, ofd_try_lock, ofd_unlock, ofd_would_block};
 use vdsmstore_io::{Device, DeviceExtent, DeviceId, FileDevice};
 
 use super::layout::{Dir, MAX_RECORD, TRIES, failed, wrong};
@@ -48,6 +48,7 @@ fn release(file: &File, process: u32, ranges: &[(u64, u64)]) {
 /// One locked byte; unlocked when dropped.
 #[derive(Debug)]
 pub(super) struct ByteLock {
+    _carried: Carried,
     file: File,
     byte: u64,
     process: u32,
@@ -63,14 +64,16 @@ impl Drop for ByteLock {
 
 /// Tries to lock one byte.
 fn lock_byte(file: File, byte: u64, mode: LockMode, path: &Path) -> Result<Option<ByteLock>> {
+    let carried = Carried::new(&file).map_err(|e| failed("cannot lock", path, e))?;
     let locked = ofd_try_lock(&file, byte, 1, mode).map_err(|e| failed("cannot lock", path, e))?;
-    Ok(locked.then(|| ByteLock { file, byte, process: std::process::id() }))
+    Ok(locked.then(|| ByteLock { _carried: carried, file, byte, process: std::process::id() }))
 }
 
 /// A file under the lock of its volume; unlocked when dropped. A method that [`Device`] gains with a default
 /// implementation belongs here too.
 #[derive(Debug)]
 pub(super) struct LockedFile {
+    _carried: Carried,
     device: FileDevice,
     process: u32,
 }
@@ -81,8 +84,9 @@ const VOLUME_RANGES: [(u64, u64); 2] =
 
 impl LockedFile {
     pub(super) fn new(file: File, path: &Path, writable: bool) -> Result<Self> {
+        let carried = Carried::new(&file).map_err(|e| failed("cannot lock", path, e))?;
         let device = FileDevice::from_file(file, path.to_path_buf(), writable)?;
-        Ok(Self { device, process: std::process::id() })
+        Ok(Self { _carried: carried, device, process: std::process::id() })
     }
 }
 
