@@ -15,7 +15,7 @@ use crate::id::{BlobId, ImageId, VolumeId};
 use crate::record::{ImageRecord, Kind, State, VolumeRecord, VolumeState};
 use crate::repo::Repo;
 use crate::repository::{Marker, Read};
-use crate::{ErrorKind, Result, Status};
+use crate::{Error, ErrorKind, Result, Status};
 
 /// What a metadata change costs at most, in bytes.
 const SMALL: u64 = 1 << 20;
@@ -66,6 +66,20 @@ pub(crate) fn check(repo: &Arc<Repo>, repos: &[Arc<Repo>], exact: bool) -> Resul
 /// What one object needs now, as a check would list it.
 pub(crate) fn needs(repo: &Arc<Repo>, repos: &[Arc<Repo>], action: Action) -> Result<Option<Action>> {
     needs_now(repo, repos, action, Read::Fresh)
+}
+
+/// Whether what a fix says is to be done now. Not if its object needs nothing; `FixRefused` if it needs another work.
+pub(crate) fn is_needed(repo: &Arc<Repo>, repos: &[Arc<Repo>], action: Action) -> Result<bool> {
+    match needs(repo, repos, action)? {
+        None => Ok(false),
+        Some(needed) if needed == action => Ok(true),
+        // Somebody completed it; that it could be better still is another fix.
+        Some(Action::Optimize(_)) if matches!(action, Action::Mend(_)) => Ok(false),
+        Some(needed) => {
+            let message = format!("fix refused: it is stale, what is needed now is {needed:?}");
+            Err(Error::new(ErrorKind::FixRefused, message))
+        }
+    }
 }
 
 fn needs_now(repo: &Arc<Repo>, repos: &[Arc<Repo>], action: Action, read: Read) -> Result<Option<Action>> {

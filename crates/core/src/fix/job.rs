@@ -41,16 +41,8 @@ impl FixJob {
     }
 
     fn look(&mut self, env: &Env<'_>) -> Result<Step> {
-        let needed = check::needs(&self.repo, &env.repos, self.action)?;
-        match needed {
-            None => return Ok(Step::Done),
-            Some(needed) if needed == self.action => {}
-            // Somebody completed it; that it could be better still is another fix.
-            Some(Action::Optimize(_)) if matches!(self.action, Action::Mend(_)) => return Ok(Step::Done),
-            Some(needed) => {
-                let message = format!("fix refused: it is stale, what is needed now is {needed:?}");
-                return Err(Error::new(ErrorKind::FixRefused, message));
-            }
+        if !check::is_needed(&self.repo, &env.repos, self.action)? {
+            return Ok(Step::Done);
         }
         match self.action {
             Action::Mend(id) => {

@@ -58,7 +58,7 @@ impl Difference {
 
 /// What the plan's result takes. Metadata of qcow2 as the specification lays it out: header, one level of tables for
 /// each 512 MiB, refcounts of two bytes for each cluster.
-pub(crate) fn measure(plan: &Plan, size: u64, format: Format, backed: bool) -> Measure {
+pub(crate) fn measure(plan: &Plan, size: u64, format: Format) -> Measure {
     let data = plan.write_bytes().next_multiple_of(if format == Format::Qcow2 { CLUSTER } else { 512 });
     let read = plan.read_bytes();
     match format {
@@ -71,7 +71,6 @@ pub(crate) fn measure(plan: &Plan, size: u64, format: Format, backed: bool) -> M
                 let blocks = used.div_ceil(CLUSTER * CLUSTER / 2) + 1;
                 used + blocks * CLUSTER + CLUSTER
             };
-            let _ = backed;
             Measure { required: total(data), fully_allocated: total(size.next_multiple_of(CLUSTER)), read }
         }
     }

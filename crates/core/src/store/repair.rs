@@ -1,9 +1,8 @@
 //! The verbs about what is unfinished: check, fix, stop; and the two that change what is wanted.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::fix::{self, Action, Fix, FixJob, FixType};
+use crate::fix::{self, Fix, FixJob, FixType};
 use crate::graph::resize;
 use crate::id::ImageId;
 use crate::job::{Task, TaskRequest};
@@ -37,7 +36,8 @@ impl Store {
             FixType::Merge => "merge",
             FixType::Mend => "mend",
         };
-        refuse_forged(&repo, &self.repos(), action)?;
+        // Refused before anything is started; one that is not needed is a task that does nothing.
+        check::is_needed(&repo, &self.repos(), action)?;
         let bandwidth = options.bandwidth.map(|limit| limit.0);
         let job = Box::new(FixJob::new(&repo, action, bandwidth));
         let image = action.image();
@@ -99,24 +99,5 @@ impl Store {
             Ok(Change::Put)
         })?;
         updated.map(drop).ok_or_else(|| repo.image_not_found(id))
-    }
-}
-
-/// A fix that names another work than what its object needs now is refused before anything is started.
-fn refuse_forged(
-    repo: &Arc<crate::repo::Repo>,
-    repos: &[Arc<crate::repo::Repo>],
-    action: Action,
-) -> Result<()> {
-    match check::needs(repo, repos, action)? {
-        Some(needed)
-            if needed != action && !matches!((action, needed), (Action::Mend(_), Action::Optimize(_))) =>
-        {
-            Err(Error::new(
-                ErrorKind::FixRefused,
-                format!("fix refused: it is stale, what is needed now is {needed:?}"),
-            ))
-        }
-        _ => Ok(()),
     }
 }

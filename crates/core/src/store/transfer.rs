@@ -89,7 +89,7 @@ impl Store {
         let base = base.as_ref().map(|base| base.image(false)).transpose()?;
         let target = Target { backed: base.is_some(), known_zero: base.is_none() };
         let plan = plan::copy(&source, base.as_ref(), target, 0, source.size())?;
-        Ok(difference::measure(&plan, source.size(), format, base.is_some()))
+        Ok(difference::measure(&plan, source.size(), format))
     }
 }
 

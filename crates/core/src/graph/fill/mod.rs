@@ -20,7 +20,7 @@ use crate::{Error, ErrorKind, Result};
 use super::{add, chain};
 use claim::{claim, replace_volume};
 use layout::lay_out;
-use source::{Opened, SourceState, open_base, open_source, settle_base, source_state};
+use source::{Opened, is_source_pending, open_base, open_source, settle_base};
 
 pub(crate) use layout::create_qcow2;
 pub(crate) use limit::Limit;
@@ -92,7 +92,7 @@ impl Filler {
             return replace_volume(repo, image, fill).map(|()| Start::Replaced);
         };
         set_bandwidth(repo, &mut volume, &mut fill, bandwidth)?;
-        if fill.how == How::Clone && matches!(source_state(repo, &fill)?, SourceState::NotYet) {
+        if fill.how == How::Clone && is_source_pending(repo, &fill)? {
             return Ok(Start::NotYet);
         }
         if fill.how == How::Diff && volume.backing.is_none() {

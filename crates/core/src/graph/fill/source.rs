@@ -67,16 +67,10 @@ pub(super) fn set_backing(repo: &Repo, volume: &mut VolumeRecord, backing: Optio
     Ok(false)
 }
 
-pub(super) enum SourceState {
-    Ready,
-    NotYet,
-}
-
-/// Whether the image to be cloned, which is in this repository, is complete.
-pub(super) fn source_state(repo: &Repo, fill: &Fill) -> Result<SourceState> {
-    let Some(source) = &fill.source else { return Ok(SourceState::Ready) };
-    let pending = repo.image(source.image)?.is_some_and(|image| image.state == State::Pending);
-    Ok(if pending { SourceState::NotYet } else { SourceState::Ready })
+/// Whether the image to be cloned, which is in this repository, is not complete yet.
+pub(super) fn is_source_pending(repo: &Repo, fill: &Fill) -> Result<bool> {
+    let Some(source) = &fill.source else { return Ok(false) };
+    Ok(repo.image(source.image)?.is_some_and(|image| image.state == State::Pending))
 }
 
 /// Opens what is to be copied; None if nothing is.
