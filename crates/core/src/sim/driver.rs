@@ -151,7 +151,8 @@ impl SimDriver {
         if writable {
             state.writers.insert(id(&storage), self.me());
         }
-        let device = SimDevice::new(storage, self.power.clone(), object_path(volume), writable);
+        let device = SimDevice::new(storage, self.power.clone(), object_path(volume), writable)
+            .with_clones(self.world.options.reflink);
         OpenVolume { device: Arc::new(LockedDevice { device, _lock: lock }) }
     }
 

@@ -78,4 +78,12 @@ impl Device for LockedDevice {
     fn extent(&self, offset: u64, length: u64) -> Result<DeviceExtent> {
         self.device.extent(offset, length)
     }
+
+    fn can_clone(&self, source: &dyn Device) -> bool {
+        self.device.can_clone(source)
+    }
+
+    fn clone_range(&self, offset: u64, source: &dyn Device, source_offset: u64, length: u64) -> Result<bool> {
+        self.device.clone_range(offset, source, source_offset, length)
+    }
 }

@@ -248,4 +248,35 @@ impl Device for FileDevice {
             Err(e) => Err(self.error("cannot look for a hole", e.into(), offset, length)),
         }
     }
+
+    fn as_file(&self) -> Option<&File> {
+        Some(&self.file)
+    }
+
+    fn can_clone(&self, source: &dyn Device) -> bool {
+        // Nothing can be cloned at an odd offset: a file system that could otherwise says so, and no other does.
+        self.writable
+            && !self.block
+            && source.as_file().is_some_and(|source| {
+                sys::clone_range(&self.file, 1, source, 1, 1)
+                    .is_err_and(|e| e.raw_os_error() == Some(libc::EINVAL))
+            })
+    }
+
+    fn clone_range(&self, offset: u64, source: &dyn Device, source_offset: u64, length: u64) -> Result<bool> {
+        self.check_write(offset, length)?;
+        let Some(file) = source.as_file().filter(|_| length > 0) else { return Ok(length == 0) };
+        match sys::clone_range(&self.file, offset, file, source_offset, length) {
+            Ok(()) => Ok(true),
+            Err(e)
+                if matches!(
+                    e.raw_os_error(),
+                    Some(libc::EINVAL | libc::EXDEV | libc::EOPNOTSUPP | libc::ENOTTY | libc::ETXTBSY)
+                ) =>
+            {
+                Ok(false)
+            }
+            Err(e) => Err(self.error("cannot clone", e, offset, length)),
+        }
+    }
 }

@@ -5,6 +5,7 @@ mod file;
 pub mod sim;
 
 use std::fmt;
+use std::fs::File;
 
 use crate::Result;
 
@@ -70,4 +71,27 @@ pub trait Device: fmt::Debug + Send + Sync {
 
     /// The first run at `offset`, at most `length` bytes long, which must not be 0 nor reach beyond the end.
     fn extent(&self, offset: u64, length: u64) -> Result<DeviceExtent>;
+
+    /// The open file under it, if there is one.
+    fn as_file(&self) -> Option<&File> {
+        None
+    }
+
+    /// Whether ranges of `source` can be cloned into this device at all.
+    fn can_clone(&self, _source: &dyn Device) -> bool {
+        false
+    }
+
+    /// Makes the range at `offset` a clone of the same length at `source_offset` (a reflink): both share their bytes
+    /// until one is written. Grows the device if needed. `false`: this range of these two cannot be cloned (the
+    /// offsets are no multiples of the storage's blocks, say); it may then have been cloned in part.
+    fn clone_range(
+        &self,
+        _offset: u64,
+        _source: &dyn Device,
+        _source_offset: u64,
+        _length: u64,
+    ) -> Result<bool> {
+        Ok(false)
+    }
 }

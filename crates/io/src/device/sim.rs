@@ -257,13 +257,20 @@ pub struct SimDevice {
     power: Arc<Power>,
     name: String,
     writable: bool,
+    clones: bool,
     poisoned: AtomicBool,
 }
 
 impl SimDevice {
     /// Opens the storage on the host with that power supply.
     pub fn new(storage: Arc<SimStorage>, power: Arc<Power>, name: String, writable: bool) -> SimDevice {
-        SimDevice { storage, power, name, writable, poisoned: AtomicBool::new(false) }
+        SimDevice { storage, power, name, writable, clones: false, poisoned: AtomicBool::new(false) }
+    }
+
+    /// Lets ranges of devices of the same domain be cloned into it, in whole pages.
+    #[must_use]
+    pub fn with_clones(self, clones: bool) -> SimDevice {
+        SimDevice { clones, ..self }
     }
 
     fn step(&self, offset: u64, length: u64) -> Result<()> {
@@ -360,5 +367,20 @@ impl Device for SimDevice {
             next = contents.now.pages.range(offset / PAGE..).next().map_or(end, |(index, _)| index * PAGE);
         }
         Ok(DeviceExtent { length: next.min(end) - offset, data })
+    }
+
+    fn can_clone(&self, source: &dyn Device) -> bool {
+        self.clones && source.id().domain == self.storage.id.domain
+    }
+
+    fn clone_range(&self, offset: u64, source: &dyn Device, source_offset: u64, length: u64) -> Result<bool> {
+        let aligned = [offset, source_offset, length].iter().all(|number| number.is_multiple_of(PAGE));
+        if !aligned || !self.can_clone(source) || source_offset.saturating_add(length) > source.len()? {
+            return Ok(false);
+        }
+        let mut bytes = vec![0; length as usize];
+        source.read_at(source_offset, &mut bytes)?;
+        self.write_at(offset, &bytes)?;
+        Ok(true)
     }
 }

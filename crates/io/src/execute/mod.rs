@@ -1,6 +1,7 @@
 //! The third step: moving the bytes. The only place of this crate with threads.
 
 mod compare;
+mod share;
 mod zero;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,6 +11,7 @@ use crate::plan::{Action, Move, Plan, UNIT};
 use crate::{Error, ErrorKind, Image, Result};
 
 pub use compare::{compare, diff};
+use share::share;
 use zero::is_zero;
 
 /// One request, in bytes.
@@ -52,6 +54,8 @@ pub struct Outcome {
     pub written: u64,
     /// Made to read as zeroes.
     pub zeroed: u64,
+    /// Cloned: neither read nor written, both share them now.
+    pub cloned: u64,
 }
 
 #[derive(Default)]
@@ -59,9 +63,12 @@ struct Totals {
     read: AtomicU64,
     written: AtomicU64,
     zeroed: AtomicU64,
+    cloned: AtomicU64,
 }
 
 /// Carries out a plan. `base` is needed if the plan was made with one. Does not flush the target.
+///
+/// What the storage can clone is cloned, zeroes in it included; the rest is read and written.
 ///
 /// The first error ends it, after the requests under way; the target is then partly written.
 pub fn execute(
@@ -77,7 +84,8 @@ pub fn execute(
         (control.progress)(nothing_to_do);
     }
     let totals = Totals::default();
-    let requests = Mutex::new(Requests { moves: plan.moves(), done: 0 });
+    let left = share(plan.moves(), source, target, control, &totals)?;
+    let requests = Mutex::new(Requests { moves: &left, done: 0 });
     run_threads(
         control,
         || {
@@ -90,6 +98,7 @@ pub fn execute(
         read: totals.read.into_inner(),
         written: totals.written.into_inner(),
         zeroed: totals.zeroed.into_inner(),
+        cloned: totals.cloned.into_inner(),
     })
 }
 

@@ -1,10 +1,13 @@
 //! A chain of layers as one virtual disk.
 
+mod clone;
 mod grow;
 mod write;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+
+pub(crate) use clone::BLOCK;
 
 use crate::format::qcow2::{Piece, Qcow2};
 use crate::{Device, Error, ErrorKind, Format, Result, Run, RunKind, Runs};
@@ -138,6 +141,11 @@ impl Image {
             Content::Raw => Format::Raw,
             Content::Qcow2(_) => Format::Qcow2,
         })
+    }
+
+    /// What a layer, counted from the top, lies on; `None`: there is no such layer.
+    pub(crate) fn device(&self, layer: usize) -> Option<&dyn Device> {
+        self.layers.get(layer).map(|layer| &*layer.device)
     }
 
     /// Keeps flushes out. It guards nothing but the order of things, so that a panic elsewhere does not matter.

@@ -1,4 +1,4 @@
-//! System calls that no safe crate wraps: locks of open files, and the block device requests. All `unsafe`
+//! System calls that no safe crate wraps: locks of open files, block device requests, reflinks of ranges. All `unsafe`
 //! of this crate is here.
 
 mod carried;
@@ -21,6 +21,8 @@ pub enum LockMode {
 // include/uapi/linux/fs.h: _IOR(0x12, 114, size_t) and _IO(0x12, 127).
 const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
 const BLKZEROOUT: libc::c_ulong = 0x127f;
+// _IOW(0x94, 13, struct file_clone_range).
+const FICLONERANGE: libc::c_ulong = 0x4020_940d;
 
 /// Tries to lock the bytes for this open file description (`F_OFD_SETLK`); `false`: somebody else holds them.
 ///
@@ -89,5 +91,22 @@ pub(crate) fn block_device_zero(file: &File, offset: u64, length: u64) -> io::Re
     // SAFETY: the descriptor is open for as long as `file` is borrowed; the request reads two u64 from the
     // pointer, which is valid for that.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), BLKZEROOUT, range.as_ptr()) };
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Makes a range of `target` share the blocks of a range of `source` (`FICLONERANGE`); all three numbers must be
+/// multiples of the file system's blocks.
+pub(crate) fn clone_range(
+    target: &File,
+    offset: u64,
+    source: &File,
+    source_offset: u64,
+    length: u64,
+) -> io::Result<()> {
+    // struct file_clone_range: the descriptor in 64 bits, source offset, length, target offset.
+    let request: [u64; 4] = [i64::from(source.as_raw_fd()).cast_unsigned(), source_offset, length, offset];
+    // SAFETY: both descriptors are open for as long as the files are borrowed; the request reads four u64 from the
+    // pointer, which is valid for that.
+    let result = unsafe { libc::ioctl(target.as_raw_fd(), FICLONERANGE, request.as_ptr()) };
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

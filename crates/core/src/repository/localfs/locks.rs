@@ -136,6 +136,24 @@ impl Device for LockedFile {
     fn extent(&self, offset: u64, length: u64) -> vdsmstore_io::Result<DeviceExtent> {
         self.device.extent(offset, length)
     }
+
+    fn as_file(&self) -> Option<&File> {
+        self.device.as_file()
+    }
+
+    fn can_clone(&self, source: &dyn Device) -> bool {
+        self.device.can_clone(source)
+    }
+
+    fn clone_range(
+        &self,
+        offset: u64,
+        source: &dyn Device,
+        source_offset: u64,
+        length: u64,
+    ) -> vdsmstore_io::Result<bool> {
+        self.device.clone_range(offset, source, source_offset, length)
+    }
 }
 
 /// The content of `hosts/<incarnation>`.

@@ -7,7 +7,7 @@ use super::alloc::{Extent, Writer};
 use super::header::unsupported;
 use super::mapping::{Below, COPIED, Cluster, Meta, Piece, Qcow2, ZERO};
 use super::table::Table;
-use crate::{Error, ErrorKind, Result};
+use crate::{Device, Error, ErrorKind, Result};
 
 /// What [`Qcow2::write_some`] decided under the lock.
 enum Step {
@@ -130,6 +130,46 @@ impl Qcow2 {
                 Ok(length as usize)
             }
         }
+    }
+
+    /// Clones whole clusters of another device, within one L2 table's range; returns how many bytes are in place. The
+    /// caller excludes [`Qcow2::flush`] meanwhile.
+    pub fn write_clone(
+        &self,
+        offset: u64,
+        length: u64,
+        source: &dyn Device,
+        source_offset: u64,
+    ) -> Result<u64> {
+        let cluster_size = self.cluster_size();
+        let mut done = 0;
+        while done < length {
+            let first = (offset + done) >> self.header.cluster_bits;
+            let clone = |host, bytes| self.device.clone_range(host, source, source_offset + done, bytes);
+            let bytes = match self.decide(first, 0, length - done)? {
+                Step::InPlace { host, length } => {
+                    if !clone(host, length)? {
+                        break;
+                    }
+                    length
+                }
+                Step::Allocate { extent, old, owned } => {
+                    let bytes = extent.count * cluster_size;
+                    let cloned = clone(extent.start << self.header.cluster_bits, bytes);
+                    let refused = matches!(cloned, Ok(false));
+                    let written = cloned.and_then(|cloned| {
+                        if cloned { Ok(()) } else { Err(unsupported(&*self.device, "cloning")) }
+                    });
+                    match self.finish(first, extent, old, owned, written) {
+                        Err(_) if refused => break,
+                        result => result?,
+                    }
+                    bytes
+                }
+            };
+            done += bytes;
+        }
+        Ok(done)
     }
 
     /// Decides how the bytes from `skip` within the guest cluster `first` on are written; what is to be
