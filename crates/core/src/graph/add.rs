@@ -223,6 +223,20 @@ fn cancel(repo: &Repo, id: ImageId) -> Result<()> {
     Ok(())
 }
 
+/// Takes back an image whose making failed before its id was returned. What fails here is left broken, and removable.
+pub(crate) fn undo(repo: &Repo, id: ImageId) {
+    let undone = repo.update_image(id, |now| {
+        if now.state != State::Pending {
+            return Ok(Change::Keep);
+        }
+        now.state = State::Removed;
+        Ok(Change::Put)
+    });
+    if undone.is_ok() {
+        let _ = clean::image(repo, id);
+    }
+}
+
 /// The last two steps: the volume is ready, the image live. The bytes are flushed.
 pub(crate) fn seal(repo: &Repo, image: ImageId, volume: &VolumeRecord) -> Result<()> {
     ready(repo, volume)?;

@@ -44,6 +44,11 @@ pub(crate) fn ensure_free(repo: &Repo, image: &ImageRecord) -> Result<()> {
     }
 }
 
+/// Whether somebody may be writing the disk: a holder, or a QEMU process that nobody prepared it for.
+pub(crate) fn is_written(repo: &Repo, image: &ImageRecord) -> Result<bool> {
+    Ok(holder(repo, image)?.is_some() || repo.driver.qemu_use(image.volume)?.writing)
+}
+
 /// Takes a disk for writing: what is to be frozen is frozen first, a replacement under way is dropped, the volume is
 /// locked, and the record gets the holder and a new token in one put.
 pub(crate) fn take(repo: &Repo, id: ImageId, mode: OpenMode) -> Result<OpenChain> {

@@ -3,15 +3,15 @@
 //! The intent is in the disk's own record (`freeze`): every way to write the disk completes it first, so that the
 //! moment of the snapshot is the moment of the intent.
 
-use crate::id::{ImageId, VolumeId};
-use crate::record::{Backing, Fill, How, ImageRecord, Kind, State, VolumeFormat, VolumeRecord};
+use crate::id::{ImageId, Token, VolumeId};
+use crate::record::{Backing, Fill, How, ImageRecord, Kind, Source, State, VolumeFormat, VolumeRecord};
 use crate::repo::{Change, Repo};
 use crate::repository::{Access, CopyOnWrite, Marker, OpenVolume, Read};
 use crate::{Error, ErrorKind, Result};
 
 use super::add::{self, Intended, NewImage, NewVolume};
 use super::chain::{self, MAX_DEPTH};
-use super::fill::create_qcow2;
+use super::fill::{create_qcow2, lay_out_clone};
 use super::{in_use, lease, try_lock};
 
 /// Records that `new` is to be a snapshot of the disk as it is now. The caller holds the disk's lock.
@@ -74,6 +74,40 @@ pub(crate) fn intend(repo: &Repo, disk: ImageId, new: &NewImage<'_>) -> Result<I
         let _ = repo.driver.unmark(Marker::Holder(volume, new.id));
     }
     intended
+}
+
+/// Whether a snapshot of the disk can only be a clone of this moment, because somebody writes it.
+pub(crate) fn needs_moment(repo: &Repo, disk: &ImageRecord) -> Result<bool> {
+    Ok(disk.kind == Kind::Disk && repo.driver.clone_under_writer() && lease::is_written(repo, disk)?)
+}
+
+/// A snapshot of a disk that somebody writes: its moment is the clone, and it is complete when this returns. The caller
+/// holds the disk's lock. Should the host die before, whoever mends it clones a later moment: the id was never returned.
+pub(crate) fn take_moment(repo: &Repo, disk: &ImageRecord, new: &NewImage<'_>) -> Result<Intended> {
+    let id = disk.id();
+    let chain = chain::whole(repo, disk.clone(), Read::Fresh)?;
+    let VolumeRecord { format, size, backing, .. } = chain.top().volume.clone();
+    // The disk's token names bytes that go on changing.
+    let new = NewImage { token: Token::random(), ..new.clone() };
+    let source = Source { repo: repo.driver.repository_nonce(), image: id, token: new.token };
+    let fill = Fill { source: Some(source), ..Fill::simple(How::Clone) };
+    let volume = NewVolume { format, size, backing, fill: fill.clone() };
+    let intended = add::intend(repo, &new, volume)?;
+    if let Intended::New(snapshot) = &intended {
+        let cloned = (|| {
+            let _order = try_lock(repo, new.id)?;
+            let volume = repo.volume(snapshot.volume)?;
+            let mut volume = volume.ok_or_else(|| add::displaced(repo, snapshot.volume))?;
+            let opened = lay_out_clone(repo, &mut volume, &fill)?;
+            opened.device.flush()?;
+            add::seal(repo, new.id, &volume)
+        })();
+        if let Err(error) = cloned {
+            add::undo(repo, new.id);
+            return Err(error);
+        }
+    }
+    Ok(intended)
 }
 
 /// Does what the disk's `freeze` asks for. The caller holds the disk's lock. Safe to repeat from any point.
@@ -232,6 +266,11 @@ pub(crate) fn disk_of(repo: &Repo, snapshot: &ImageRecord) -> Result<Option<Imag
 pub(crate) fn freeze_as_base(repo: &Repo, disk: ImageId) -> Result<ImageRecord> {
     let _order = super::lock_image(repo, disk)?;
     let mut record = repo.visible_image(disk)?;
+    if needs_moment(repo, &record)? {
+        let new = hidden(&record);
+        take_moment(repo, &record, &new)?;
+        return repo.image(new.id)?.ok_or_else(|| repo.image_not_found(new.id));
+    }
     lease::ensure_free(repo, &record)?;
     if !record.freeze.is_empty() {
         // What was asked for before may be what is wanted now.
@@ -249,17 +288,21 @@ pub(crate) fn freeze_as_base(repo: &Repo, disk: ImageId) -> Result<ImageRecord> 
             return Ok(image);
         }
     }
-    let hidden = ImageId::random();
-    let new = NewImage {
-        id: hidden,
-        kind: Kind::Hidden,
-        size: record.size,
-        strategy: record.strategy,
-        user_data: "{}",
-        request: None,
-        token: record.token,
-    };
+    let new = hidden(&record);
     intend(repo, disk, &new)?;
     complete(repo, disk)?;
-    repo.image(hidden)?.ok_or_else(|| repo.image_not_found(hidden))
+    repo.image(new.id)?.ok_or_else(|| repo.image_not_found(new.id))
+}
+
+/// An immutable image of the disk's data that no caller sees.
+fn hidden(disk: &ImageRecord) -> NewImage<'static> {
+    NewImage {
+        id: ImageId::random(),
+        kind: Kind::Hidden,
+        size: disk.size,
+        strategy: disk.strategy,
+        user_data: "{}",
+        request: None,
+        token: disk.token,
+    }
 }

@@ -97,6 +97,8 @@ pub enum Access {
     Write,
     /// Exclusive among stores only: a prepared disk, whose QEMU is yet to come.
     Lease,
+    /// Nothing is locked: the bytes of this moment are to be cloned, whoever writes them.
+    Moment,
 }
 
 /// An open volume: its bytes and its lock, released together when dropped.
@@ -221,6 +223,9 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// How copy-on-write is made here.
     fn copy_on_write(&self) -> CopyOnWrite;
 
+    /// Whether a clone is one moment of a volume that somebody writes meanwhile.
+    fn clone_under_writer(&self) -> bool;
+
     /// Space.
     fn usage(&self) -> Result<Usage>;
 
@@ -306,6 +311,10 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// Makes `target` a clone of `source`, replacing what `target` held: one moment of it, durable with its name.
     /// Only on storage whose [`Driver::copy_on_write`] is `Reflink`. Returns the target open with [`Access::Write`].
     fn clone_volume(&self, source: &OpenVolume, target: VolumeId) -> Result<OpenVolume>;
+
+    /// A clone of `source` as it is at this moment, to be read, under no name: it goes with its last handle, or its
+    /// process. Only where [`Driver::clone_under_writer`] is true.
+    fn pin_volume(&self, source: &OpenVolume) -> Result<OpenVolume>;
 
     /// Opens and locks a volume, all tried at once, never waiting. Lock not to be had: `ImageInUse`. No such object: `ImageBroken`.
     fn open_volume(&self, volume: VolumeId, access: Access) -> Result<OpenVolume>;

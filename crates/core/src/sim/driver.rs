@@ -139,6 +139,19 @@ impl SimDriver {
         }
     }
 
+    /// What an open volume lies on.
+    fn object_of(state: &State, open: &OpenVolume) -> Result<Arc<SimStorage>> {
+        let wanted = open.device.id();
+        let found = state.names().find_map(|(_, node)| match node {
+            Node::Object(storage) if id(storage) == wanted => Some(storage.clone()),
+            _ => None,
+        });
+        found.ok_or_else(|| {
+            let message = format!("{} is not a volume of this repository", open.device.name());
+            Error::new(ErrorKind::Internal, message)
+        })
+    }
+
     fn opened(
         &self,
         state: &mut State,
@@ -210,6 +223,10 @@ impl Driver for SimDriver {
 
     fn copy_on_write(&self) -> CopyOnWrite {
         if self.world.options.reflink { CopyOnWrite::Reflink } else { CopyOnWrite::Overlay }
+    }
+
+    fn clone_under_writer(&self) -> bool {
+        self.world.options.reflink
     }
 
     fn usage(&self) -> Result<Usage> {
@@ -400,21 +417,23 @@ impl Driver for SimDriver {
         }
         let lock = self.lock_volume(target, Access::Write)?;
         let mut state = self.enter()?;
-        let wanted = source.device.id();
-        let found = state.names().find_map(|(_, node)| match node {
-            Node::Object(storage) if id(storage) == wanted => Some(storage.clone()),
-            _ => None,
-        });
-        let Some(from) = found else {
-            let message = format!("{} is not a volume of this repository", source.device.name());
-            return Err(Error::new(ErrorKind::Internal, message));
-        };
-        let storage = SimStorage::new(wanted.domain, state.next());
+        let from = Self::object_of(&state, source)?;
+        let storage = SimStorage::new(id(&from).domain, state.next());
         self.power.step()?;
         from.clone_to(&storage);
         SimDevice::new(storage.clone(), self.power.clone(), object_path(target), true).flush()?;
         self.change(&mut state, Name::Object(target), Some(Node::Object(storage.clone())))?;
         Ok(self.opened(&mut state, target, storage, Access::Write, lock))
+    }
+
+    fn pin_volume(&self, source: &OpenVolume) -> Result<OpenVolume> {
+        let mut state = self.enter()?;
+        let from = Self::object_of(&state, source)?;
+        let pin = SimStorage::new(self.world.nonce.as_u64_pair().0, state.next());
+        drop(state);
+        from.clone_to(&pin);
+        let device = SimDevice::new(pin, self.power.clone(), source.device.name(), false);
+        Ok(OpenVolume { device: Arc::new(device) })
     }
 
     fn open_volume(&self, volume: VolumeId, access: Access) -> Result<OpenVolume> {

@@ -72,7 +72,8 @@ impl Locked {
             (Locked::Image(a), Locked::Image(b)) => a == b,
             (Locked::Use(a, mine), Locked::Use(b, theirs)) => a == b && (mine || theirs),
             (Locked::Volume(a, mine), Locked::Volume(b, theirs)) => {
-                a == b && !(shared(mine) && shared(theirs))
+                let moment = mine == Access::Moment || theirs == Access::Moment;
+                a == b && !moment && !(shared(mine) && shared(theirs))
             }
             _ => false,
         }

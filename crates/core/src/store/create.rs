@@ -96,7 +96,7 @@ pub(super) fn virtual_disk(
         Intended::New(_) if options.auto_fix == AutoFix::Off => Ok(id),
         Intended::New(_) if at_once => {
             if let Err(error) = store.mend_now(&repo, id, options.task_id.as_deref()) {
-                undo(&repo, id);
+                add::undo(&repo, id);
                 return Err(error);
             }
             if options.auto_fix == AutoFix::Optimized {
@@ -113,20 +113,6 @@ fn is_whole(repo: &Repo, id: ImageId) -> bool {
     match repo.image(id) {
         Ok(Some(image)) => chain::whole(repo, image, Read::Fresh).is_ok(),
         _ => false,
-    }
-}
-
-/// Takes back an image whose making failed before its id was returned. What fails here is left broken, and removable.
-fn undo(repo: &Repo, id: ImageId) {
-    let undone = repo.update_image(id, |now| {
-        if now.state != State::Pending {
-            return Ok(Change::Keep);
-        }
-        now.state = State::Removed;
-        Ok(Change::Put)
-    });
-    if undone.is_ok() {
-        let _ = clean::image(repo, id);
     }
 }
 
@@ -244,14 +230,21 @@ pub(super) fn snapshot(
         request,
         token: record.token,
     };
-    match store.explained(&repo, disk, switch::intend(&repo, disk, &new))? {
-        Intended::Taken(image) => return taken(&repo, &image, new.request.as_ref()),
-        Intended::New(_) if options.auto_fix == AutoFix::Off => return Ok(id),
-        Intended::New(_) => {}
-    }
-    if let Err(error) = switch::complete(&repo, disk) {
-        withdraw_snapshot(&repo, disk, id);
-        return Err(error);
+    if switch::needs_moment(&repo, &record)? {
+        match store.explained(&repo, disk, switch::take_moment(&repo, &record, &new))? {
+            Intended::Taken(image) => return taken(&repo, &image, new.request.as_ref()),
+            Intended::New(_) => {}
+        }
+    } else {
+        match store.explained(&repo, disk, switch::intend(&repo, disk, &new))? {
+            Intended::Taken(image) => return taken(&repo, &image, new.request.as_ref()),
+            Intended::New(_) if options.auto_fix == AutoFix::Off => return Ok(id),
+            Intended::New(_) => {}
+        }
+        if let Err(error) = switch::complete(&repo, disk) {
+            withdraw_snapshot(&repo, disk, id);
+            return Err(error);
+        }
     }
     drop(order);
     if options.task_id.is_some() || options.auto_fix == AutoFix::Optimized {
@@ -265,7 +258,7 @@ const MAX_FREEZE: usize = 16;
 
 /// Takes back a snapshot that could not be taken. What fails here is completed by whoever writes the disk next.
 fn withdraw_snapshot(repo: &Repo, disk: ImageId, id: ImageId) {
-    undo(repo, id);
+    add::undo(repo, id);
     if repo.image(id).is_ok_and(|image| image.is_none_or(|image| !image.visible())) {
         let _ = repo.update_image(disk, |now| {
             now.freeze.retain(|frozen| *frozen != id);
@@ -303,7 +296,7 @@ pub(super) fn copy(
         return Ok(id);
     }
     let found = search.find(&repo, image)?;
-    if found.record.kind == Kind::Disk {
+    if found.record.kind == Kind::Disk && !found.repo.driver.clone_under_writer() {
         // Whoever writes it would change what is being read.
         store.explained(&found.repo, image, lease::ensure_free(&found.repo, &found.record))?;
     }

@@ -35,6 +35,8 @@ fn content(driver: &dyn Driver, key: RecordKey) -> Option<(u64, Vec<u8>)> {
 
 /// Everything below.
 pub fn contract(connect: Connect) {
+    // First: ids of others, which are random, would lie in its shards some day.
+    what_lies_beside_the_records(connect);
     records(connect);
     generations_never_restart(connect);
     stale_writers(connect);
@@ -42,7 +44,6 @@ pub fn contract(connect: Connect) {
     listings(connect);
     markers(connect);
     progress_and_blobs(connect);
-    what_lies_beside_the_records(connect);
     leftovers(connect);
     volume_locks(connect);
     volumes(connect);
@@ -390,6 +391,33 @@ pub fn clones(connect: Connect) {
     let third = b.clone_volume(&source, VolumeId::random()).unwrap();
     assert_eq!(read(&third), read(&source));
     assert_eq!(a.get(image(), Read::Fresh).unwrap(), None);
+    // From under a writer, whom that does not keep; under no name.
+    assert!(a.clone_under_writer());
+    let before = a.list_volumes().unwrap().len();
+    for access in [Access::Write, Access::Lease, Access::ReadStill] {
+        drop(a.create_volume(from).unwrap());
+        let writer = a.open_volume(from, Access::Write).unwrap();
+        writer.device.write_at(0, &vec![4; 65536]).unwrap();
+        drop(writer);
+        let held = a.open_volume(from, access).unwrap();
+        let moment = b.open_volume(from, Access::Moment).unwrap();
+        let pin = b.pin_volume(&moment).unwrap();
+        assert_ne!(pin.device.id(), held.device.id());
+        let clone = b.clone_volume(&moment, to);
+        drop(moment);
+        if access != Access::ReadStill {
+            held.device.write_at(0, &vec![5; 65536]).unwrap();
+        }
+        assert_eq!(read(&pin), vec![4; 65536]);
+        assert!(pin.device.write_at(0, &[6; 512]).is_err());
+        assert_eq!(kind(clone), ErrorKind::ImageInUse, "the target is being read");
+    }
+    assert_eq!(a.list_volumes().unwrap().len(), before);
+    // The lock of who holds it is not touched by any of that.
+    let held = a.open_volume(from, Access::Lease).unwrap();
+    drop(b.open_volume(from, Access::Moment).unwrap());
+    assert_eq!(kind(b.open_volume(from, Access::Read)), ErrorKind::ImageInUse);
+    drop(held);
 }
 
 fn image_locks(connect: Connect) {

@@ -4,7 +4,7 @@ use vdsmstore_io::{Device, qcow2};
 
 use crate::graph::{add, chain};
 use crate::id::VolumeId;
-use crate::record::{Fill, How, VolumeFormat, VolumeRecord};
+use crate::record::{Fill, How, Kind, VolumeFormat, VolumeRecord};
 use crate::repo::Repo;
 use crate::repository::{Access, OpenVolume};
 use crate::{Error, ErrorKind, Result};
@@ -38,9 +38,12 @@ pub(super) fn lay_out(repo: &Repo, volume: &mut VolumeRecord, fill: &Fill) -> Re
     Ok(opened)
 }
 
-pub(super) fn lay_out_clone(repo: &Repo, volume: &mut VolumeRecord, fill: &Fill) -> Result<OpenVolume> {
+/// The data object as a clone of the source's volume, at this moment if that is a disk.
+pub(crate) fn lay_out_clone(repo: &Repo, volume: &mut VolumeRecord, fill: &Fill) -> Result<OpenVolume> {
     let source = fill.source.as_ref().ok_or_else(|| add::displaced(repo, volume.id()))?;
-    let chain = chain::open(repo, source.image, Access::Read)?;
+    let is_disk = repo.image(source.image)?.is_some_and(|image| image.kind == Kind::Disk);
+    let access = if is_disk { Access::Moment } else { Access::Read };
+    let chain = chain::open(repo, source.image, access)?;
     let top = &chain.chain.top().volume;
     if top.format != volume.format || top.backing != volume.backing {
         let message =

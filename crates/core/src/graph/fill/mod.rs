@@ -22,7 +22,7 @@ use claim::{claim, replace_volume};
 use layout::lay_out;
 use source::{Opened, is_source_pending, open_base, open_source, settle_base};
 
-pub(crate) use layout::create_qcow2;
+pub(crate) use layout::{create_qcow2, lay_out_clone};
 pub(crate) use limit::Limit;
 
 /// Virtual bytes of one step where there is data; more where there is none.
@@ -101,12 +101,14 @@ impl Filler {
         let source = open_source(repo, env, image, &fill)?;
         // A disk that was written since the intent: what is copied is its present state, from the beginning.
         if let (Some(opened), Some(wanted)) = (&source, &fill.source)
-            && opened.token.is_some_and(|token| token != wanted.token)
+            && let Some(token) = opened.token.filter(|token| *token != wanted.token)
         {
-            let mut fill = fill.clone();
-            fill.source = opened.token.map(|token| Source { token, ..wanted.clone() });
-            drop(source);
-            return replace_volume(repo, image, fill).map(|()| Start::Replaced);
+            fill.source = Some(Source { token, ..wanted.clone() });
+            if from > 0 {
+                drop(source);
+                return replace_volume(repo, image, fill).map(|()| Start::Replaced);
+            }
+            store_fill(repo, &mut volume, &fill)?;
         }
         let base = match &volume.backing {
             Some(backing) => open_base(repo, env, backing, fill.how)?,
@@ -287,14 +289,17 @@ fn set_bandwidth(
         return Ok(());
     }
     fill.bandwidth = bandwidth;
+    store_fill(repo, volume, fill)
+}
+
+/// Persists what a volume that is ours is filled from.
+fn store_fill(repo: &Repo, volume: &mut VolumeRecord, fill: &Fill) -> Result<()> {
     let epoch = volume.header.epoch;
     let written = repo.update_volume(volume.id(), |now| {
         if now.header.epoch != epoch || !repo.owns(&now.header) {
             return Err(add::displaced(repo, volume.id()));
         }
-        if let Some(fill) = &mut now.fill {
-            fill.bandwidth = bandwidth;
-        }
+        now.fill = Some(fill.clone());
         Ok(Change::Put)
     })?;
     *volume = written.ok_or_else(|| add::displaced(repo, volume.id()))?;

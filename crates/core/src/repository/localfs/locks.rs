@@ -314,12 +314,13 @@ fn try_lock_volume(file: &File, access: Access, path: &Path) -> Result<()> {
         Access::Read | Access::ReadStill => take(VOLUME_BYTE, 1, LockMode::Shared)?,
         Access::Lease => take(VOLUME_BYTE, 1, LockMode::Exclusive)?,
         Access::Write => take(VOLUME_BYTE, 2, LockMode::Exclusive)?,
+        Access::Moment => true,
     };
     if !free {
         return Err(in_use(path, "somebody else works with it"));
     }
     let (ours, theirs): (&[u64], &[u64]) = match access {
-        Access::Read | Access::Lease => (&[], &[]),
+        Access::Read | Access::Lease | Access::Moment => (&[], &[]),
         Access::ReadStill => (&[QEMU_KEEPS_WRITE, QEMU_KEEPS_RESIZE], &[QEMU_USES_WRITE, QEMU_USES_RESIZE]),
         // A QEMU that reads a raw file holds the first byte only, and shares everything: so that one too.
         Access::Write => (&QEMU_BYTES, &QEMU_BYTES),

@@ -145,6 +145,11 @@ impl Driver for LocalFs {
         if self.reflink() { CopyOnWrite::Reflink } else { CopyOnWrite::Overlay }
     }
 
+    fn clone_under_writer(&self) -> bool {
+        // Within one kernel a clone waits for the writes under way, and writes for it.
+        self.copy_on_write() == CopyOnWrite::Reflink
+    }
+
     fn usage(&self) -> Result<Usage> {
         let root = &self.open()?.root;
         let stat = rustix::fs::fstatvfs(root)
@@ -263,9 +268,13 @@ impl Driver for LocalFs {
         tree.clone_volume(source, target)
     }
 
+    fn pin_volume(&self, source: &OpenVolume) -> Result<OpenVolume> {
+        self.writer()?.pin_volume(source)
+    }
+
     fn open_volume(&self, volume: VolumeId, access: Access) -> Result<OpenVolume> {
         match access {
-            Access::Read | Access::ReadStill => self.open(),
+            Access::Read | Access::ReadStill | Access::Moment => self.open(),
             Access::Write | Access::Lease => self.writer(),
         }?
         .open_volume(volume, access)

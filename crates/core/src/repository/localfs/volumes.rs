@@ -50,13 +50,7 @@ impl Tree {
         let name = target.to_string();
         let path = self.data.path.join(&name);
         let temporary = self.temporary(&self.data)?;
-        rustix::fs::ioctl_ficlone(&temporary.file, &from).map_err(|e| match e {
-            Errno::OPNOTSUPP | Errno::NOTTY | Errno::XDEV | Errno::INVAL => {
-                wrong(ErrorKind::UnsupportedOperation, &from_path, "the file system cannot clone it")
-                    .because(e)
-            }
-            e => failed("cannot clone", &from_path, e),
-        })?;
+        clone(&temporary.file, &from, &from_path)?;
         lock_volume(&temporary.file, Access::Write, &path)?;
         temporary.file.sync_all().map_err(|e| failed("cannot sync", &path, e))?;
         for _ in 0..TRIES {
@@ -83,6 +77,20 @@ impl Tree {
             return opened(file, &path, true);
         }
         Err(changes_too_fast(&path))
+    }
+
+    pub(super) fn pin_volume(&self, source: &OpenVolume) -> Result<OpenVolume> {
+        let (from, path) = self.file_of(source)?;
+        let flags = OFlags::TMPFILE | OFlags::RDWR;
+        let pin = self.data.open_file(".", flags, Mode::RUSR).map_err(|e| match e {
+            Errno::OPNOTSUPP | Errno::ISDIR => {
+                wrong(ErrorKind::UnsupportedOperation, &path, "the file system has no unnamed files")
+                    .because(e)
+            }
+            e => failed("cannot create an unnamed file beside", &path, e),
+        })?;
+        clone(&pin, &from, &path)?;
+        opened(pin, &path, false)
     }
 
     pub(super) fn open_volume(&self, volume: VolumeId, access: Access) -> Result<OpenVolume> {
@@ -202,6 +210,16 @@ impl Tree {
         }
         Err(wrong(ErrorKind::Internal, path, "is not a volume of this repository"))
     }
+}
+
+/// All of a file, as it is at one moment.
+fn clone(target: &File, source: &File, source_path: &Path) -> Result<()> {
+    rustix::fs::ioctl_ficlone(target, source).map_err(|e| match e {
+        Errno::OPNOTSUPP | Errno::NOTTY | Errno::XDEV | Errno::INVAL => {
+            wrong(ErrorKind::UnsupportedOperation, source_path, "the file system cannot clone it").because(e)
+        }
+        e => failed("cannot clone", source_path, e),
+    })
 }
 
 fn opened(file: File, path: &Path, writable: bool) -> Result<OpenVolume> {
