@@ -27,6 +27,11 @@ pub(crate) fn holder<'a>(repo: &Repo, image: &'a ImageRecord) -> Result<Option<&
     Ok(held.then_some(open))
 }
 
+/// Whether somebody holds it; what a store that died has left in the record does not count.
+pub(crate) fn is_held(repo: &Repo, image: &ImageRecord) -> Result<bool> {
+    Ok(holder(repo, image)?.is_some())
+}
+
 /// The error for an image that `open` holds.
 pub(crate) fn held(repo: &Repo, id: ImageId, open: &Open) -> Error {
     let how = match open.mode {

@@ -400,7 +400,7 @@ impl Merge {
         let (v, c) = (pair.lower_volume.id(), pair.upper_volume.id());
         repo.driver.mark(Marker::Holder(v, s))?;
         let sealed = repo.update_image(s, |now| {
-            if now.volume != c || now.next.is_some() || now.open.is_some() {
+            if now.volume != c || now.next.is_some() || lease::is_held(repo, now)? {
                 return Err(moved(repo, s));
             }
             now.volume = v;

@@ -8,14 +8,14 @@ use crate::repository::Marker;
 use crate::{Result, Status};
 
 use super::chain::Chain;
-use super::{add, clean, in_use, mirror};
+use super::{add, clean, in_use, lease, mirror};
 
 /// Announces the raw volume of its own that a degraded image wants. False: it wants none. The caller holds its lock.
 pub(crate) fn begin(repo: &Repo, chain: &Chain) -> Result<bool> {
     let image = &chain.top().image;
     if chain.status() != Status::Degraded
         || image.next.is_some()
-        || image.open.is_some()
+        || lease::is_held(repo, image)?
         || !image.freeze.is_empty()
     {
         return Ok(false);
@@ -28,7 +28,10 @@ pub(crate) fn begin(repo: &Repo, chain: &Chain) -> Result<bool> {
     };
     let next = add::announce_volume(repo, new, image.id())?;
     let announced = repo.update_image(image.id(), |now| {
-        if now.volume != image.volume || now.next.is_some() || now.state != State::Live || now.open.is_some()
+        if now.volume != image.volume
+            || now.next.is_some()
+            || now.state != State::Live
+            || lease::is_held(repo, now)?
         {
             return Err(in_use(repo, image.id(), "it changed meanwhile"));
         }
@@ -62,7 +65,7 @@ pub(crate) fn seal(repo: &Repo, image: &ImageRecord) -> Result<()> {
         if now.next != Some(next)
             || now.token != image.token
             || now.volume != image.volume
-            || now.open.is_some()
+            || lease::is_held(repo, now)?
         {
             return Err(add::displaced(repo, next));
         }

@@ -65,7 +65,7 @@ pub(crate) fn grow_disk(repo: &Repo, id: ImageId, size: u64) -> Result<()> {
         device.flush()?;
     }
     let grown = repo.update_image(id, |now| {
-        if now.volume != volume.id() || now.open.is_some() || !now.freeze.is_empty() {
+        if now.volume != volume.id() || lease::is_held(repo, now)? || !now.freeze.is_empty() {
             return Err(in_use(repo, id, "it changed meanwhile"));
         }
         now.size = now.size.max(size);
