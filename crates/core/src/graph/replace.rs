@@ -2,23 +2,27 @@
 //! image.
 
 use crate::id::ImageId;
-use crate::record::{Fill, How, ImageRecord, State, VolumeFormat};
+use crate::record::{Fill, How, ImageRecord, Kind, State, VolumeFormat};
 use crate::repo::{Change, Repo};
-use crate::repository::Marker;
+use crate::repository::{Access, Marker};
 use crate::{Result, Status};
 
-use super::chain::Chain;
+use super::chain::{self, Chain};
 use super::{add, clean, in_use, lease, mirror};
 
 /// Announces the raw volume of its own that a degraded image wants. False: it wants none. The caller holds its lock.
-pub(crate) fn begin(repo: &Repo, chain: &Chain) -> Result<bool> {
-    let image = &chain.top().image;
-    if chain.status() != Status::Degraded
+pub(crate) fn begin(repo: &Repo, whole: &Chain) -> Result<bool> {
+    let image = &whole.top().image;
+    if whole.status() != Status::Degraded
         || image.next.is_some()
         || lease::is_held(repo, image)?
         || !image.freeze.is_empty()
     {
         return Ok(false);
+    }
+    if image.kind == Kind::Disk {
+        // Nothing is announced that could not begin: a program outside may be writing.
+        drop(chain::open(repo, image.id(), Access::ReadStill)?);
     }
     let new = add::NewVolume {
         format: VolumeFormat::Raw,
