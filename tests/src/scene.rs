@@ -29,7 +29,11 @@ impl Scene {
     /// Local repositories in a scratch directory.
     #[expect(clippy::new_without_default, reason = "it makes directories")]
     pub fn new() -> Scene {
-        let root = scratch();
+        Scene::within(scratch())
+    }
+
+    /// The same elsewhere.
+    pub fn within(root: TempDir) -> Scene {
         let store = store("here");
         new_repo(&store, root.path(), "A");
         new_repo(&store, root.path(), "B");
