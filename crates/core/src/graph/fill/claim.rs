@@ -2,7 +2,8 @@
 
 use crate::Result;
 use crate::graph::{add, clean, in_use};
-use crate::record::{Fill, ImageRecord, State, VolumeRecord};
+use crate::id::VolumeId;
+use crate::record::{Backing, Fill, How, ImageRecord, Kind, State, VolumeFormat, VolumeRecord};
 use crate::repo::{Change, Repo};
 use crate::repository::Liveness;
 
@@ -51,12 +52,41 @@ pub(super) fn watermark(repo: &Repo, image: &ImageRecord, volume: &VolumeRecord)
 /// Points the image at a new volume with the same fill; the old one may still be written and is left to be cleaned.
 pub(super) fn replace_volume(repo: &Repo, image: &ImageRecord, mut fill: Fill) -> Result<()> {
     fill.from = 0;
-    let is_next = image.state != State::Pending;
-    let old = if is_next { image.next } else { Some(image.volume) };
-    let Some(old) = old else { return Ok(()) };
+    let Some(old) = filled(image) else { return Ok(()) };
     let record = repo.volume(old)?.ok_or_else(|| add::displaced(repo, old))?;
-    let new =
-        add::NewVolume { format: record.format, size: record.size, backing: record.backing.clone(), fill };
+    let (format, size, backing) = (record.format, record.size, record.backing);
+    point(repo, image, old, add::NewVolume { format, size, backing, fill })
+}
+
+/// Announces a clone anew: what is to be cloned has another representation by now. A snapshot that cannot be cloned to
+/// the image's size is built upon instead.
+pub(super) fn clone_anew(repo: &Repo, image: &ImageRecord, fill: &Fill) -> Result<()> {
+    let Some(old) = filled(image) else { return Ok(()) };
+    let source = fill.source.as_ref().ok_or_else(|| add::displaced(repo, old))?.image;
+    let record = repo.image(source)?.ok_or_else(|| repo.image_not_found(source))?;
+    let now = repo.volume(record.volume)?.ok_or_else(|| add::displaced(repo, old))?;
+    let is_disk = record.kind == Kind::Disk;
+    let fits = now.size == image.size || now.format == VolumeFormat::Raw && now.size < image.size;
+    let new = if is_disk || fits {
+        let size = if is_disk { now.size } else { image.size };
+        add::NewVolume { format: now.format, size, backing: now.backing, fill: fill.clone() }
+    } else {
+        let backing = Some(Backing { image: source, size: record.size });
+        let fill = Fill::simple(How::Zero);
+        add::NewVolume { format: VolumeFormat::Qcow2, size: image.size, backing, fill }
+    };
+    let base = new.backing.as_ref().map(|backing| backing.image);
+    point(repo, image, old, new)?;
+    base.map_or(Ok(()), |base| add::look(repo, base, false))
+}
+
+/// The volume that is being filled for the image.
+fn filled(image: &ImageRecord) -> Option<VolumeId> {
+    if image.state == State::Pending { Some(image.volume) } else { image.next }
+}
+
+fn point(repo: &Repo, image: &ImageRecord, old: VolumeId, new: add::NewVolume) -> Result<()> {
+    let is_next = image.state != State::Pending;
     let new = add::announce_volume(repo, new, image.id())?;
     let moved = repo.update_image(image.id(), |now| {
         if now.state != image.state || now.volume != image.volume || now.next != image.next {

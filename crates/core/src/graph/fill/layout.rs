@@ -38,6 +38,15 @@ pub(super) fn lay_out(repo: &Repo, volume: &mut VolumeRecord, fill: &Fill) -> Re
     Ok(opened)
 }
 
+/// Whether the image to be cloned still has the representation that the clone was announced with. (One that is not
+/// there is for the clone itself to report.)
+pub(super) fn can_clone(repo: &Repo, volume: &VolumeRecord, fill: &Fill) -> Result<bool> {
+    let Some(source) = &fill.source else { return Ok(true) };
+    let Some(image) = repo.image(source.image)? else { return Ok(true) };
+    let Some(now) = repo.volume(image.volume)? else { return Ok(true) };
+    Ok(now.format == volume.format && now.backing == volume.backing)
+}
+
 /// The data object as a clone of the source's volume, at this moment if that is a disk.
 pub(crate) fn lay_out_clone(repo: &Repo, volume: &mut VolumeRecord, fill: &Fill) -> Result<OpenVolume> {
     let source = fill.source.as_ref().ok_or_else(|| add::displaced(repo, volume.id()))?;

@@ -95,6 +95,9 @@ impl Filler {
         if fill.how == How::Clone && is_source_pending(repo, &fill)? {
             return Ok(Start::NotYet);
         }
+        if fill.how == How::Clone && !layout::can_clone(repo, &volume, &fill)? {
+            return claim::clone_anew(repo, image, &fill).map(|()| Start::Replaced);
+        }
         if fill.how == How::Diff && volume.backing.is_none() {
             settle_base(repo, &mut volume, &fill)?;
         }
