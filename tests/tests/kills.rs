@@ -16,8 +16,6 @@
     reason = "the numbers of tests are small, and tests fail by panicking"
 )]
 
-#[path = "kills/host.rs"]
-mod host;
 #[path = "kills/left.rs"]
 mod left;
 #[path = "kills/operation.rs"]
@@ -32,10 +30,10 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use vdsmstore_core::Status;
 use vdsmstore_core::options::{CheckOptions, CreateOptions};
+use vdsmstore_tests::dying::{Dying, Moment, Pace};
 use vdsmstore_tests::mounts::can_mount;
 use vdsmstore_tests::{new_repo, scratch, settle, store, write};
 
-use host::Dying;
 use operation::{Case, OPERATIONS, Operation};
 use place::Place;
 
@@ -76,28 +74,11 @@ impl Random {
     }
 }
 
-/// When the host dies.
-enum Moment {
-    /// So long after it began.
-    After(Duration),
-    /// When so many thousandths of the data are in place, and so long after that.
-    Done(u64, Duration),
-}
-
-/// How long an operation takes that nobody interrupts.
-#[derive(Clone, Copy, Default)]
-struct Pace {
-    returned: Duration,
-    finished: Duration,
-}
-
-impl Pace {
-    /// After a kill that hit nothing: it came too late, or too early.
-    fn learn(&mut self, late: bool) {
-        for time in [&mut self.returned, &mut self.finished] {
-            *time = if late { *time * 4 / 5 } else { *time * 5 / 4 };
-            *time = (*time).clamp(Duration::from_micros(300), Duration::from_secs(2));
-        }
+/// After a kill that hit nothing: it came too late, or too early.
+fn learn(pace: &mut Pace, late: bool) {
+    for time in [&mut pace.returned, &mut pace.finished] {
+        *time = if late { *time * 4 / 5 } else { *time * 5 / 4 };
+        *time = (*time).clamp(Duration::from_micros(300), Duration::from_secs(2));
     }
 }
 
@@ -171,7 +152,8 @@ fn kill(
     let mut dying = Dying::start(place.root(), &case.job);
     let measured = dying.run_until(moment);
     let said = dying.kill();
-    let stage = place.stage(operation, case, &before, said);
+    assert_eq!(said.failed, None, "{}", case.job);
+    let stage = place.stage(operation, case, &before, &said);
     let what = format!("{}: {}, killed at {stage:?} ({said:?})", place.kind(), operation.name);
     match stage {
         Some(stage) => *counts.counted.entry((operation.name, stage)).or_default() += 1,
@@ -179,11 +161,11 @@ fn kill(
     }
     match moment {
         None => *pace = measured,
-        Some(Moment::After(_)) if stage.is_none() => pace.learn(said.returned),
+        Some(Moment::After(_)) if stage.is_none() => learn(pace, said.returned),
         Some(_) => {}
     }
     counts.rounds = counts.rounds.max(place.recover(&what));
-    let grown = place.judge(case, said, &what);
+    let grown = place.judge(case, &said, &what);
     place.nothing_left(used, grown, &what);
     place.clear(case);
 }
@@ -314,5 +296,5 @@ fn a_copy_goes_on_where_it_was() {
 #[test]
 #[ignore = "it is what the others start and kill"]
 fn dying_host() {
-    host::live();
+    vdsmstore_tests::dying::live();
 }

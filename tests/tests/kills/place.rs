@@ -12,13 +12,14 @@ use vdsmstore_core::options::{
     Bandwidth, CheckOptions, CopyOptions, CreateOptions, FixOptions, RemoveOptions, ResizeOptions,
 };
 use vdsmstore_core::{ErrorKind, Fix, Status, Store};
+use vdsmstore_tests::dying::Said;
 use vdsmstore_tests::mounts::Mounted;
+use vdsmstore_tests::records::Records;
 use vdsmstore_tests::tree::disk_usage;
 use vdsmstore_tests::{new_repo, qemu_equal, run, scratch, settle, store, write};
 
 use crate::Stage;
-use crate::host::Said;
-use crate::left::{Records, nothing_left_over};
+use crate::left::nothing_left_over;
 use crate::operation::{Case, Judge, Operation, filling};
 
 pub const MIB: u64 = 1 << 20;
@@ -193,7 +194,7 @@ impl Place {
     }
 
     /// Where the operation was when its host died. None: nothing is unfinished, or nothing was begun.
-    pub fn stage(&self, operation: &Operation, case: &Case, before: &Listed, said: Said) -> Option<Stage> {
+    pub fn stage(&self, operation: &Operation, case: &Case, before: &Listed, said: &Said) -> Option<Stage> {
         let status = match self.store.get_image_status(case.repo, &case.image) {
             Err(error) if error.kind() == ErrorKind::ImageNotFound => None,
             status => Some(status.unwrap()),
@@ -270,7 +271,7 @@ impl Place {
     }
 
     /// All images are what they must be; by how many bytes the operation has grown what is stored.
-    pub fn judge(&self, case: &Case, said: Said, what: &str) -> i64 {
+    pub fn judge(&self, case: &Case, said: &Said, what: &str) -> i64 {
         let around = [
             ("A", &self.disk, "disk"),
             ("A", &self.snapshot, "snapshot"),

@@ -1,6 +1,11 @@
 //! The host that dies: the test program once more, with its work in an environment variable.
+//!
+//! The test program has a test `dying_host`, ignored, that calls [`live`].
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::env;
+use std::fmt::Display;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::parent_id;
 use std::path::Path;
@@ -11,12 +16,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use vdsmstore_core::options::{
-    Bandwidth, CopyOptions, CreateOptions, FixOptions, RemoveOptions, ResizeOptions,
+    AutoFix, Bandwidth, CopyOptions, CreateOptions, ExportOptions, FixOptions, RemoveOptions, ResizeOptions,
+    Strategy,
 };
 use vdsmstore_core::{Result, Store};
-use vdsmstore_tests::{at, bytes_written, store};
 
-use crate::{Moment, Pace};
+use crate::{at, bytes_written, store};
 
 const WORK: &str = "VDSMSTORE_KILLS_HOST";
 /// Before the words that are for the parent: the test runner speaks on the same pipe.
@@ -24,8 +29,26 @@ const MARK: &str = "kills: ";
 /// Nothing takes as long.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// What it had said when it died.
+/// When the host dies.
+#[derive(Clone, Copy, Debug)]
+pub enum Moment {
+    /// So long after it began.
+    After(Duration),
+    /// When so many thousandths of the data are in place, and so long after that.
+    Done(u64, Duration),
+}
+
+/// How long an operation takes that nobody interrupts.
 #[derive(Clone, Copy, Debug, Default)]
+pub struct Pace {
+    /// Until the call came back.
+    pub returned: Duration,
+    /// Until all work had ended.
+    pub finished: Duration,
+}
+
+/// What it had said when it died.
+#[derive(Clone, Debug, Default)]
 pub struct Said {
     /// The call had come back.
     pub returned: bool,
@@ -35,12 +58,15 @@ pub struct Said {
     pub done: u64,
     /// Bytes that it wrote, once it had finished.
     pub wrote: u64,
+    /// Why the call or a task of it failed.
+    pub failed: Option<String>,
 }
 
 /// A host at work.
+#[derive(Debug)]
 pub struct Dying {
     child: Child,
-    words: Receiver<(Instant, String, u64)>,
+    words: Receiver<(String, String)>,
     said: Said,
 }
 
@@ -61,8 +87,8 @@ impl Dying {
             for line in BufReader::new(stdout).lines().map_while(std::result::Result::ok) {
                 // The runner ends its own line only after the test.
                 let Some((_, words)) = line.split_once(MARK) else { continue };
-                let (word, number) = words.split_once(' ').unwrap_or((words, "0"));
-                if sender.send((Instant::now(), word.to_owned(), number.parse().unwrap_or(0))).is_err() {
+                let (word, rest) = words.split_once(' ').unwrap_or((words, ""));
+                if sender.send((word.to_owned(), rest.to_owned())).is_err() {
                     break;
                 }
             }
@@ -77,9 +103,9 @@ impl Dying {
         let deadline = Instant::now() + patience;
         loop {
             match self.words.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok((_, word, number)) => {
-                    self.said.hear(&word, number);
-                    if enough(&word, number) {
+                Ok((word, rest)) => {
+                    self.said.hear(&word, &rest);
+                    if enough(&word, rest.parse().unwrap_or(0)) {
                         return true;
                     }
                     if word == "finished" {
@@ -118,10 +144,10 @@ impl Dying {
     pub fn kill(mut self) -> Said {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        while let Ok((_, word, number)) = self.words.recv() {
-            self.said.hear(&word, number);
+        while let Ok((word, rest)) = self.words.recv() {
+            self.said.hear(&word, &rest);
         }
-        self.said
+        std::mem::take(&mut self.said)
     }
 }
 
@@ -133,11 +159,13 @@ impl Drop for Dying {
 }
 
 impl Said {
-    fn hear(&mut self, word: &str, number: u64) {
+    fn hear(&mut self, word: &str, rest: &str) {
+        let number = || rest.parse().unwrap_or(0);
         match word {
             "returned" => self.returned = true,
-            "finished" => (self.finished, self.wrote) = (true, number),
-            "done" => self.done = number,
+            "finished" => (self.finished, self.wrote) = (true, number()),
+            "done" => self.done = number(),
+            "failed" => self.failed = Some(rest.to_owned()),
             _ => {}
         }
     }
@@ -157,10 +185,14 @@ pub fn live() {
     thread::spawn(move || report(&reporter));
     let wrote = bytes_written();
     say("ready", 0);
-    call(&store, &job).unwrap();
-    say("returned", 0);
+    match call(&store, &job) {
+        Ok(()) => say("returned", 0),
+        Err(error) => say("failed", error),
+    }
     while let Some(task) = store.list_tasks().unwrap().first() {
-        store.wait_task(&task.task_id, None).unwrap();
+        if let Err(error) = store.wait_task(&task.task_id, None) {
+            say("failed", error);
+        }
     }
     say("finished", bytes_written() - wrote);
     // Nobody's child is nobody's to kill.
@@ -169,9 +201,9 @@ pub fn live() {
     }
 }
 
-fn say(word: &str, number: u64) {
+fn say(word: &str, rest: impl Display) {
     let mut stdout = std::io::stdout().lock();
-    writeln!(stdout, "{MARK}{word} {number}").and_then(|()| stdout.flush()).unwrap();
+    writeln!(stdout, "{MARK}{word} {rest}").and_then(|()| stdout.flush()).unwrap();
 }
 
 fn report(store: &Store) {
@@ -191,20 +223,38 @@ fn report(store: &Store) {
 fn call(store: &Store, job: &Value) -> Result<()> {
     let text = |key: &str| job[key].as_str();
     let bandwidth = job["bandwidth"].as_u64().map(Bandwidth);
-    let create =
-        CreateOptions { image_id: text("new").map(str::to_owned), bandwidth, ..CreateOptions::default() };
+    let strategy = if job["performance"] == true { Strategy::Performance } else { Strategy::Space };
+    let auto_fix = if job["optimized"] == true { AutoFix::Optimized } else { AutoFix::On };
+    let image_id = text("new").map(str::to_owned);
+    let create = CreateOptions { image_id, bandwidth, strategy, auto_fix, ..CreateOptions::default() };
     let (repo, image) = (text("repo").unwrap(), text("image").unwrap_or_default());
     let user_data = text("userData").unwrap_or("{}");
     match text("call").unwrap() {
-        "create" => store.create_virtual_disk(repo, None, text("base"), user_data, &create).map(drop),
+        "create" => {
+            store.create_virtual_disk(repo, job["size"].as_i64(), text("base"), user_data, &create).map(drop)
+        }
         "snapshot" => store.create_snapshot(repo, image, user_data, &create).map(drop),
         "copy" => {
-            let options = CopyOptions { image_id: create.image_id, bandwidth, ..CopyOptions::default() };
+            let options = CopyOptions {
+                image_id: create.image_id,
+                bandwidth,
+                strategy,
+                auto_fix,
+                mutable: job["mutable"] != false,
+                partial: job["partial"] == true,
+                ..CopyOptions::default()
+            };
             store.copy_image(repo, image, text("base"), user_data, &options).map(drop)
         }
         "import" => store
             .import_image(repo, text("path").unwrap(), text("format").unwrap(), user_data, &create)
             .map(drop),
+        "export" => {
+            let options = ExportOptions { bandwidth, ..ExportOptions::default() };
+            store
+                .export_image(repo, image, text("path").unwrap(), text("format").unwrap(), &options)
+                .map(drop)
+        }
         "fix" => {
             let fix = serde_json::from_value(job["fix"].clone()).unwrap();
             let options = FixOptions { bandwidth, ..FixOptions::default() };
