@@ -44,6 +44,15 @@ impl Range {
     }
 }
 
+/// The moment of a host's death.
+#[derive(Clone, Copy, Debug)]
+pub enum When {
+    /// Microseconds after it began.
+    After(u64),
+    /// Thousandths of the data in place.
+    Done(u64),
+}
+
 /// The images that an operation names are picked from those that exist, and sometimes from those that did.
 #[derive(Clone, Debug)]
 pub enum Op {
@@ -147,10 +156,34 @@ pub enum Op {
         image: Pick,
         base: Pick,
     },
-    /// Fixes that change nothing that a caller sees.
+    /// All fixes.
     Tidy {
         store: usize,
         repo: usize,
+    },
+    /// One fix, that one store finds and another runs.
+    Fix {
+        finder: usize,
+        store: usize,
+        repo: usize,
+        pick: Pick,
+    },
+    /// What a check lists is kept for later.
+    Remember {
+        store: usize,
+        repo: usize,
+    },
+    /// A fix that was kept.
+    Stale {
+        store: usize,
+        pick: Pick,
+    },
+    /// Its work is stopped while it runs.
+    Stopped(Box<Op>),
+    /// A host does it that dies.
+    Killed {
+        moment: When,
+        op: Box<Op>,
     },
     Reconnect {
         store: usize,
@@ -179,10 +212,62 @@ fn how() -> impl Strategy<Value = How> {
     prop_oneof![4 => any::<u8>().prop_map(How::Data), 1 => Just(How::Zeroes), 1 => Just(How::Discard)]
 }
 
+fn when() -> impl Strategy<Value = When> {
+    prop_oneof![2 => (0_u64..20_000).prop_map(When::After), 3 => (0_u64..1000).prop_map(When::Done)]
+}
+
+/// Those that move data are the ones to be stopped.
+fn moving() -> impl Strategy<Value = Op> {
+    let image = || any::<u8>().prop_map(Pick);
+    let rarely = || prop::bool::weighted(0.2);
+    prop_oneof![
+        1 => (two(), two(), image(), prop::option::of(0_u16..300), prop::bool::weighted(0.5), auto())
+            .prop_map(|(store, repo, base, grow, performance, auto)| Op::CreateOn { store, repo, base, grow, performance, auto }),
+        3 => (two(), two(), image(), rarely(), prop::bool::weighted(0.6), auto())
+            .prop_map(|(store, target, image, performance, mutable, auto)| Op::Copy { store, target, image, performance, mutable, auto }),
+        3 => (two(), two(), image(), image(), rarely(), prop::bool::weighted(0.6), rarely(), auto())
+            .prop_map(|(store, target, image, base, performance, mutable, partial, auto)| {
+                Op::CopyOn { store, target, image, base, performance, mutable, partial, auto }
+            }),
+        1 => (two(), image()).prop_map(|(store, pick)| Op::BringBack { store, pick }),
+        1 => (two(), two(), 1_u32..1_500_000, any::<bool>(), auto())
+            .prop_map(|(store, repo, bytes, qcow2, auto)| Op::Import { store, repo, bytes, qcow2, auto }),
+        3 => fix(),
+    ]
+}
+
+fn fix() -> impl Strategy<Value = Op> {
+    (two(), two(), two(), any::<u8>().prop_map(Pick)).prop_map(|(finder, store, repo, pick)| Op::Fix {
+        finder,
+        store,
+        repo,
+        pick,
+    })
+}
+
+/// Those that a host can die of.
+fn deadly() -> impl Strategy<Value = Op> {
+    let image = || any::<u8>().prop_map(Pick);
+    prop_oneof![
+        6 => moving(),
+        1 => (two(), two(), 1_u16..8192, any::<bool>(), auto())
+            .prop_map(|(store, repo, sectors, performance, auto)| Op::Create { store, repo, sectors, performance, auto }),
+        3 => (two(), image()).prop_map(|(store, image)| Op::Snapshot { store, image, auto: Auto::On }),
+        2 => (two(), image()).prop_map(|(store, image)| Op::Remove { store, image }),
+        1 => (two(), image(), any::<u32>()).prop_map(|(store, image, value)| Op::UserData { store, image, value }),
+        1 => (two(), image(), 0_u16..2000).prop_map(|(store, image, sectors)| Op::Resize { store, image, sectors }),
+    ]
+}
+
 pub fn operation() -> impl Strategy<Value = Op> {
     let image = || any::<u8>().prop_map(Pick);
     let rarely = || prop::bool::weighted(0.2);
     prop_oneof![
+        8 => moving().prop_map(|op| Op::Stopped(Box::new(op))),
+        7 => (when(), deadly()).prop_map(|(moment, op)| Op::Killed { moment, op: Box::new(op) }),
+        5 => fix(),
+        2 => (two(), two()).prop_map(|(store, repo)| Op::Remember { store, repo }),
+        4 => (two(), image()).prop_map(|(store, pick)| Op::Stale { store, pick }),
         3 => (two(), two(), 1_u16..8192, rarely(), auto())
             .prop_map(|(store, repo, sectors, performance, auto)| Op::Create { store, repo, sectors, performance, auto }),
         4 => (two(), two(), image(), prop::option::of(0_u16..300), rarely(), auto())

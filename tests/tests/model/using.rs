@@ -1,10 +1,7 @@
 //! The operations that use images as they are.
 
-use vdsmstore_core::options::{
-    CheckOptions, ExportOptions, FixOptions, ForceOptions, ListOptions, PrepareOptions, RemoveOptions,
-    ResizeOptions,
-};
-use vdsmstore_core::{ErrorKind, ExtentKind, FixType, Image};
+use vdsmstore_core::options::{ExportOptions, ForceOptions, ListOptions, PrepareOptions};
+use vdsmstore_core::{ErrorKind, ExtentKind, Image};
 use vdsmstore_tests::qemu::qemu_io;
 use vdsmstore_tests::run;
 
@@ -71,22 +68,6 @@ impl World {
         assert_eq!(image.read(0, &mut [0]).unwrap_err().kind(), ErrorKind::Closed);
     }
 
-    pub fn remove(&mut self, op: &Op, store: usize, repo: usize, id: &str) -> bool {
-        let expected = self.model.remove(store, repo, id);
-        let removed = self.stores[store].remove_image(NAMES[repo], id, &RemoveOptions::default());
-        self.stores[store].run_tasks();
-        let done = match (removed, expected) {
-            (Err(error), Ok(false)) if error.kind() == ErrorKind::ImageInUse => false,
-            (removed, expected) => allowed(op, removed, &expected).is_some(),
-        };
-        if done {
-            self.model.complete(repo, id);
-            self.model.repos[repo].remove(id);
-            self.model.removed.push((repo, id.to_owned()));
-        }
-        done
-    }
-
     pub fn reconnect(&mut self, op: &Op, store: usize, repo: usize, force: bool) -> bool {
         let mine: Vec<usize> = (0..self.handles.len())
             .filter(|&i| self.model.open[i].store == store && self.model.open[i].repo == repo)
@@ -103,20 +84,6 @@ impl World {
         assert_eq!(gone.kind(), ErrorKind::RepositoryNotFound);
         self.connect(store, repo);
         true
-    }
-
-    pub fn resize(&mut self, op: &Op, store: usize, repo: usize, id: &str, sectors: u16) -> bool {
-        let expected = self.model.growable(repo, id);
-        let size =
-            self.model.get(repo, id).map_or(512, |image| image.data.len()) + usize::from(sectors) * 512;
-        let options = ResizeOptions::default();
-        let done = self.stores[store].resize_virtual_disk(NAMES[repo], id, size as i64, &options);
-        let done = allowed(op, done, &expected).is_some();
-        if done && let Some(image) = self.model.repos[repo].get_mut(id) {
-            image.data.resize(size, 0);
-            self.model.may_complete(repo, id);
-        }
-        done
     }
 
     pub fn export(&mut self, op: &Op, store: usize, repo: usize, id: &str, qcow2: bool) -> bool {
@@ -171,37 +138,5 @@ impl World {
         }
         assert!(data[position..] == old[position..], "{op:?}: a difference at the end is not told");
         true
-    }
-
-    /// All fixes that a check lists, but those that would complete what this model counts as broken.
-    pub fn tidy(&mut self, store: usize, repo: usize) -> bool {
-        let store = &self.stores[store];
-        let mut fixed = false;
-        for fix in store.check_storage_repository(NAMES[repo], &CheckOptions::default()).unwrap() {
-            // A reader keeps the former representation, and no longer keeps writers out: right, but not modelled.
-            let read = fix.image_id.is_some_and(|id| self.model.is_open(repo, &id.to_string()));
-            if fix.fix_type == FixType::Mend || fix.fix_type == FixType::Optimize && read {
-                continue;
-            }
-            let task = match store.fix_storage_repository(NAMES[repo], &fix, &FixOptions::default()) {
-                Ok(task) => task,
-                // Another fix has changed what it is about.
-                Err(error) => {
-                    assert_eq!(error.kind(), ErrorKind::FixRefused, "{fix:?}: {error:?}");
-                    continue;
-                }
-            };
-            store.run_tasks();
-            match store.wait_task(&task, None) {
-                Ok(()) => fixed = true,
-                Err(error) => {
-                    let kinds = [ErrorKind::ImageInUse, ErrorKind::FixRefused];
-                    assert!(kinds.contains(&error.kind()), "{fix:?}: {error:?}");
-                    let excused = error.kind() == ErrorKind::FixRefused || !self.handles.is_empty();
-                    assert!(excused, "{fix:?}: {error:?}, and nothing is open");
-                }
-            }
-        }
-        fixed
     }
 }

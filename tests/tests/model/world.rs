@@ -9,12 +9,13 @@ use vdsmstore_core::ErrorKind;
 pub enum State {
     /// Usable for ever.
     Whole,
-    /// A snapshot of this disk that was only announced; `may`: something may have completed it.
-    Announced { disk: String, may: bool },
+    /// A snapshot of this disk that was only announced; `may`: something may have completed it. Not `sure`: the call
+    /// never returned, and it may vanish.
+    Announced { disk: String, may: bool, sure: bool },
     /// Only intended, or its work failed; a snapshot becomes `then` when it is copied again.
     Pending { then: Option<Box<State>> },
-    /// A copy of a disk that was only intended: its moment is to come.
-    Adrift,
+    /// A copy of this disk that was only intended, or not finished: any one of these moments may become it.
+    Adrift { repo: usize, source: String, moments: Vec<Vec<u8>> },
     /// A copy whose base is to come.
     Partial { base: String },
 }
@@ -58,6 +59,12 @@ pub enum Base {
 impl Model {
     pub fn get(&self, repo: usize, id: &str) -> Option<&Img> {
         self.repos[repo].get(id)
+    }
+
+    /// What is known of the images of a repository.
+    pub fn states(&self, repo: usize) -> Vec<(String, State)> {
+        let unfinished = self.repos[repo].iter().filter(|(_, image)| image.state != State::Whole);
+        unfinished.map(|(id, image)| (id.clone(), image.state.clone())).collect()
     }
 
     pub fn ids(&self) -> Vec<(usize, String)> {
@@ -204,8 +211,13 @@ impl Model {
     /// Everything that was announced of a disk has been taken.
     pub fn complete(&mut self, repo: usize, disk: &str) {
         for image in self.repos[repo].values_mut() {
-            if matches!(&image.state, State::Announced { disk: of, .. } if of == disk) {
-                image.state = State::Whole;
+            if let State::Announced { disk: of, may, sure } = &mut image.state
+                && of == disk
+            {
+                *may = true;
+                if *sure {
+                    image.state = State::Whole;
+                }
             }
         }
     }
@@ -213,7 +225,7 @@ impl Model {
     /// Everything that was announced of a disk may have been taken.
     pub fn may_complete(&mut self, repo: usize, disk: &str) {
         for image in self.repos[repo].values_mut() {
-            if let State::Announced { disk: of, may } = &mut image.state
+            if let State::Announced { disk: of, may, .. } = &mut image.state
                 && of == disk
             {
                 *may = true;
@@ -221,14 +233,48 @@ impl Model {
         }
     }
 
-    /// What has its base now has it for ever. The rest, which the model cannot know, is asked of the store.
-    pub fn settle(&mut self, repo: usize, whole: impl Fn(&str) -> bool) {
+    /// Everything that was announced in the repository may have been taken.
+    pub fn may_complete_all(&mut self, repo: usize) {
+        for image in self.repos[repo].values_mut() {
+            if let State::Announced { may, .. } = &mut image.state {
+                *may = true;
+            }
+        }
+    }
+
+    /// Disks go on being written: what is not finished of their copies may be of any moment since.
+    pub fn drift(&mut self) {
+        let now: BTreeMap<(usize, String), Vec<u8>> = (0..2)
+            .flat_map(|repo| self.repos[repo].iter().map(move |(id, image)| ((repo, id.clone()), image)))
+            .filter_map(|(key, image)| match &image.state {
+                State::Adrift { repo, source, .. } => {
+                    let mut data = self.repos[*repo].get(source)?.data.clone();
+                    data.resize(image.data.len(), 0);
+                    Some((key, data))
+                }
+                _ => None,
+            })
+            .collect();
+        for ((repo, id), data) in now {
+            if let Some(Img { state: State::Adrift { moments, .. }, .. }) = self.repos[repo].get_mut(&id)
+                && moments.last() != Some(&data)
+            {
+                moments.push(data);
+            }
+        }
+    }
+
+    /// What has its base now has it for ever. The rest, which the model cannot know, is asked of the store; `all`: work
+    /// was broken off or taken up again, so that nothing that is not whole is known for sure.
+    pub fn settle(&mut self, repo: usize, all: bool, whole: impl Fn(&str) -> bool) {
         let ids: Vec<String> = self.repos[repo].keys().cloned().collect();
         let mut again = true;
         while again {
             again = false;
             for id in &ids {
                 let known = match &self.repos[repo][id].state {
+                    State::Whole | State::Adrift { .. } => false,
+                    _ if all && whole(id) => true,
                     State::Partial { base } => {
                         self.usable(repo, id)
                             || (!self.repos[repo].contains_key(base)
