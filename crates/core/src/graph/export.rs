@@ -1,17 +1,24 @@
 //! Export: an image written to a file outside, which gets its name only when it is whole.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::fs::{FlockOperation, OFlags};
+use rustix::io::Errno;
 use vdsmstore_io::{Control, Device, FileDevice, Format, Image, Layer, Target, execute, plan, qcow2};
 
 use crate::job::{Env, Job, Step};
+use crate::repo::Repo;
 use crate::{Error, ErrorKind, Result};
 
 use super::chain::OpenChain;
 use super::fill::{Limit, STEP};
+
+/// For what may lie at a path: neither followed nor waited for.
+const UNFOLLOWED: i32 = (OFlags::NOFOLLOW.bits() | OFlags::NONBLOCK.bits()).cast_signed();
 
 /// A file to be made.
 pub(crate) struct Destination {
@@ -27,17 +34,22 @@ fn failed(what: &'static str, path: &Path, error: std::io::Error) -> Error {
 }
 
 impl Destination {
-    /// Judges a path: absolute, in a directory that exists, free unless it may be overwritten.
-    pub fn new(path: &str, format: Format, overwrite: bool) -> Result<Self> {
+    /// Judges a path: absolute, in a directory that exists and is no repository's, free unless it may be overwritten.
+    pub fn new(path: &str, format: Format, overwrite: bool, repos: &[Arc<Repo>]) -> Result<Self> {
         let invalid = |message: String| {
             Error::new(ErrorKind::InvalidParameter, message).with("parameter", "path").with("path", path)
         };
         let file = PathBuf::from(path);
-        if !file.is_absolute() || path.contains('\0') || file.file_name().is_none() {
+        let directory = path.ends_with('/') || path.ends_with("/.");
+        if !file.is_absolute() || path.contains('\0') || file.file_name().is_none() || directory {
             return Err(invalid(format!("export path {path:?} is not the absolute path of a file")));
         }
         if !file.parent().is_some_and(Path::is_dir) {
             return Err(invalid(format!("export path {path:?} is in no directory")));
+        }
+        let parent = file.parent().unwrap_or(Path::new("/"));
+        if let Some(repo) = repos.iter().find(|repo| repo.driver.contains(parent)) {
+            return Err(invalid(format!("export path {path:?} is in repository {:?}", repo.id)));
         }
         match fs::symlink_metadata(&file) {
             Ok(_) if !overwrite => {
@@ -51,6 +63,20 @@ impl Destination {
         let mut part = file.clone().into_os_string();
         part.push(".part");
         Ok(Self { path: file, part: part.into(), format, overwrite })
+    }
+
+    /// A file that only one export at a time may write. Where there are no such locks, all may.
+    fn locked(&self, file: fs::File) -> Result<fs::File> {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => {
+                let path = self.path.to_string_lossy();
+                let message = format!("export path {path:?} is being written by another export");
+                Err(Error::new(ErrorKind::InvalidParameter, message)
+                    .with("parameter", "path")
+                    .with("path", path))
+            }
+            _ => Ok(file),
+        }
     }
 
     /// Gives the whole file its name, durably.
@@ -75,6 +101,8 @@ pub(crate) struct Export {
     destination: Destination,
     source: Image,
     target: Option<Image>,
+    /// The file of the target, locked for as long as it is written.
+    part: Option<fs::File>,
     position: u64,
     limit: Limit,
 }
@@ -83,12 +111,16 @@ impl Export {
     /// Writes an open image.
     pub fn new(opened: &OpenChain, destination: Destination, bandwidth: Option<u64>) -> Result<Self> {
         let source = opened.image(false)?;
-        Ok(Self { destination, source, target: None, position: 0, limit: Limit::new(bandwidth) })
+        Ok(Self { destination, source, target: None, part: None, position: 0, limit: Limit::new(bandwidth) })
     }
 
-    fn create(&self) -> Result<Image> {
+    fn create(&mut self) -> Result<Image> {
         let part = &self.destination.part;
-        // Left over from an export that was killed.
+        // Left over from an export that was killed, unless one that lives writes it.
+        let _former = match OpenOptions::new().write(true).custom_flags(UNFOLLOWED).open(part) {
+            Ok(former) => Some(self.destination.locked(former)?),
+            Err(_) => None,
+        };
         match fs::remove_file(part) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(failed("cannot remove", part, error));
@@ -96,6 +128,8 @@ impl Export {
             _ => {}
         }
         let device = FileDevice::create_new(part)?;
+        let file = device.file().try_clone().map_err(|error| failed("cannot open again", part, error))?;
+        self.part = Some(self.destination.locked(file)?);
         let (format, size) = (self.destination.format, self.source.size());
         match format {
             Format::Raw => device.set_len(size)?,
@@ -146,7 +180,8 @@ impl Job for Export {
     }
 
     fn failed(&mut self, _: &Error) {
-        if self.target.take().is_some() {
+        self.target = None;
+        if self.part.take().is_some() {
             // It is nobody's: an export begins anew.
             let _ = fs::remove_file(&self.destination.part);
         }

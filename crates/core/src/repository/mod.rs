@@ -6,7 +6,7 @@ pub mod localfs;
 
 use std::any::Any;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -207,6 +207,11 @@ pub trait Driver: fmt::Debug + Send + Sync {
 
     /// Where it is, for people.
     fn location(&self) -> String;
+
+    /// Whether a directory of this host is that of the repository, or in it.
+    fn contains(&self, _directory: &Path) -> bool {
+        false
+    }
 
     /// Random, from the descriptor: tells whether two connections reach the same repository.
     fn repository_nonce(&self) -> Uuid;

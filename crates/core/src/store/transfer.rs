@@ -41,7 +41,7 @@ impl Store {
             let message = "option \"compress\" is not supported by this release";
             return Err(Error::new(ErrorKind::UnsupportedOperation, message).with("parameter", "compress"));
         }
-        let destination = Destination::new(path, format, options.overwrite)?;
+        let destination = Destination::new(path, format, options.overwrite, &self.repos())?;
         let opened = self.explained(&repo, id, open_for_reading(&repo, id))?;
         let bandwidth = options.bandwidth.map(|limit| limit.0);
         let job = Box::new(Export::new(&opened, destination, bandwidth)?);

@@ -12,7 +12,7 @@ mod tree;
 mod volumes;
 
 use std::any::Any;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -122,6 +122,15 @@ impl Driver for LocalFs {
 
     fn location(&self) -> String {
         self.tree.root.path.display().to_string()
+    }
+
+    fn contains(&self, directory: &Path) -> bool {
+        use std::os::unix::fs::MetadataExt;
+        let Ok(root) = rustix::fs::fstat(&self.tree.root) else { return false };
+        let is_root = |path: &Path| {
+            std::fs::metadata(path).is_ok_and(|at| (at.dev(), at.ino()) == (root.st_dev, root.st_ino))
+        };
+        directory.canonicalize().is_ok_and(|real| real.ancestors().any(is_root))
     }
 
     fn repository_nonce(&self) -> Uuid {
