@@ -57,6 +57,15 @@ pub(crate) fn try_lock(repo: &Repo, id: ImageId) -> Result<Box<dyn Guard>> {
     guard.ok_or_else(|| in_use(repo, id, "another operation on it is under way"))
 }
 
+/// The error for a size that the format refuses.
+pub(crate) fn impossible_size(size: u64, error: vdsmstore_io::Error) -> Error {
+    if error.kind() != vdsmstore_io::ErrorKind::InvalidInput {
+        return error.into();
+    }
+    let message = format!("size {size} is more than a qcow2 volume can hold");
+    Error::new(ErrorKind::InvalidSize, message).with("parameter", "size").because(error)
+}
+
 /// The error for an image that is in use.
 pub(crate) fn in_use(repo: &Repo, id: ImageId, reason: &str) -> Error {
     let message = format!("image {id} in repository {:?} is in use: {reason}", repo.id);

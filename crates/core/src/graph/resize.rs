@@ -11,7 +11,7 @@ use crate::repo::{Change, Repo};
 use crate::repository::{Access, OpenVolume};
 use crate::{Error, ErrorKind, Result};
 
-use super::{add, chain, in_use, lease, lock_image, switch};
+use super::{add, chain, impossible_size, in_use, lease, lock_image, switch};
 
 /// Makes the disk larger; the new bytes read as zeroes.
 pub(crate) fn grow_disk(repo: &Repo, id: ImageId, size: u64) -> Result<()> {
@@ -26,7 +26,9 @@ pub(crate) fn grow_disk(repo: &Repo, id: ImageId, size: u64) -> Result<()> {
             "image {id} in repository {:?} has {} bytes and cannot shrink to {size}",
             repo.id, record.size
         );
-        return Err(Error::new(ErrorKind::InvalidSize, message).with("imageId", id.to_string()));
+        return Err(Error::new(ErrorKind::InvalidSize, message)
+            .with("imageId", id.to_string())
+            .with("parameter", "size"));
     }
     lease::ensure_free(repo, &record)?;
     if !record.freeze.is_empty() {
@@ -55,13 +57,15 @@ pub(crate) fn grow_disk(repo: &Repo, id: ImageId, size: u64) -> Result<()> {
         whole.flush()?;
     }
     if size > volume.size {
-        image.grow(size)?;
+        image.grow(size).map_err(|error| impossible_size(size, error))?;
         set_size(repo, &mut volume, size)?;
     }
     if volume.format == VolumeFormat::Raw && link.image.strategy == Strategy::Performance {
         // Also what a resize that was broken off had grown already.
         let device = &opened.volumes[0].device;
-        device.allocate(link.image.size, size - link.image.size)?;
+        let (end, more) = (link.image.size, size - link.image.size);
+        // What did not fit has taken all that there was: it goes back.
+        device.allocate(end, more).inspect_err(|_| drop(device.write_zeroes(end, more)))?;
         device.flush()?;
     }
     let grown = repo.update_image(id, |now| {

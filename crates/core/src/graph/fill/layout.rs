@@ -2,7 +2,7 @@
 
 use vdsmstore_io::{Device, qcow2};
 
-use crate::graph::{add, chain};
+use crate::graph::{add, chain, impossible_size};
 use crate::id::VolumeId;
 use crate::record::{Fill, How, Kind, VolumeFormat, VolumeRecord};
 use crate::repo::Repo;
@@ -78,5 +78,5 @@ pub(crate) fn create_qcow2(
         None => qcow2::Backing { name: backing.image.to_string(), format: VolumeFormat::Raw.into() },
     });
     let options = qcow2::CreateOptions { size: volume.size, backing, preallocate_metadata: false };
-    Ok(qcow2::create(device, &options)?)
+    qcow2::create(device, &options).map_err(|error| impossible_size(volume.size, error))
 }
