@@ -94,7 +94,8 @@ impl Inner {
                     return Err(lease::held(repo, id, &open));
                 }
                 // Another process of this host prepared it: it must be gone.
-                drop(repo.driver.open_volume(record.volume, Access::Lease)?);
+                let lock = repo.driver.open_volume(record.volume, Access::Lease);
+                drop(lock.map_err(|e| e.context(format_args!("image {id} in repository {:?}", repo.id)))?);
             }
         }
         lease::clear(repo, id, |now| *now == open)?;
