@@ -6,6 +6,8 @@
     reason = "the numbers of tests are small, and tests fail by panicking"
 )]
 
+mod bad_input_common;
+
 use std::fmt::Debug;
 use std::path::Path;
 use std::time::Duration;
@@ -17,57 +19,12 @@ use vdsmstore_core::options::{
     AutoFix, CopyOptions, CreateOptions, ForceOptions, FormatOptions, ListOptions, PrepareOptions,
     RemoveOptions, WaitOptions, parse,
 };
-use vdsmstore_core::{Error, ErrorKind, Result, Store};
-use vdsmstore_tests::scene::{SIZE, Scene, off};
+use vdsmstore_core::{Error, ErrorKind, Result};
+use vdsmstore_tests::scene::SIZE;
 use vdsmstore_tests::tree::unchanged;
 use vdsmstore_tests::{at, run};
 
-const NOWHERE: &str = "00000000-0000-4000-8000-000000000000";
-
-/// A disk, its snapshot, and a disk that is only intended.
-struct Images {
-    scene: Scene,
-    disk: String,
-    snapshot: String,
-    broken: String,
-}
-
-impl Images {
-    fn new() -> Images {
-        let scene = Scene::new();
-        let disk = scene.disk("A", 1, 4);
-        let snapshot = scene.snapshot("A", &disk);
-        let broken = scene.create("A", Some(SIZE), None, &off());
-        Images { scene, disk, snapshot, broken }
-    }
-
-    fn store(&self) -> &Store {
-        &self.scene.store
-    }
-
-    /// The call is refused and changes neither repository.
-    fn refused<T: Debug>(
-        &self,
-        what: &str,
-        kind: ErrorKind,
-        names: &str,
-        call: impl FnOnce() -> Result<T>,
-    ) -> Error {
-        let (a, b) = (self.scene.repo("A"), self.scene.repo("B"));
-        let result = unchanged(&a, what, || unchanged(&b, what, call));
-        let Err(error) = result else { panic!("{what}: not refused") };
-        assert_eq!(error.kind(), kind, "{what}: {error:?}");
-        assert!(error.message().contains(names), "{what}: {names:?} is not named: {error:?}");
-        assert!(!error.message().contains('\n') && !error.message().is_empty(), "{what}: {error:?}");
-        if matches!(kind, InvalidParameter | InvalidSize) {
-            assert!(
-                error.details().contains_key("parameter") || error.details().contains_key("path"),
-                "{what}: {error:?}"
-            );
-        }
-        error
-    }
-}
+use bad_input_common::{Images, NOWHERE};
 
 fn plain() -> CreateOptions {
     CreateOptions::default()

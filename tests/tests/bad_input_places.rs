@@ -14,10 +14,10 @@ use vdsmstore_core::ErrorKind::{
     ConnectionFailed, CorruptRecord, InvalidParameter, NotARepository, NotEmpty, VersionTooNew, WrongFormat,
 };
 use vdsmstore_core::options::{
-    CopyOptions, CreateOptions, ForceOptions, FormatOptions, ListOptions, PrepareOptions, RemoveOptions,
-    Strategy,
+    CheckOptions, CopyOptions, CreateOptions, ExportOptions, FixOptions, ForceOptions, FormatOptions,
+    ListOptions, MeasureOptions, PrepareOptions, RemoveOptions, ResizeOptions, Strategy, WaitOptions,
 };
-use vdsmstore_core::{Error, ErrorKind, Result, Status, Store};
+use vdsmstore_core::{Error, ErrorKind, Fix, Result, Status, Store};
 use vdsmstore_tests::mounts::{Mounted, can_mount};
 use vdsmstore_tests::scene::{MIB, read};
 use vdsmstore_tests::tree::{tree, unchanged};
@@ -375,7 +375,11 @@ fn reads_only(store: &Store, disk: &str, snapshot: &str) {
         store.prepare_image("A", id, &PrepareOptions { read_only: true }).unwrap();
         store.teardown_image("A", id, &ForceOptions::default()).unwrap();
     }
-    let calls: [(&str, Result<()>); 9] = [
+    reads_for_others(store, disk, snapshot);
+    let fix = json!({"type": "clean", "imageId": null, "description": "", "data": null,
+        "cost": {"read": 0, "write": 0, "frees": 0, "needs": 0}});
+    let fix: Fix = serde_json::from_value(fix).unwrap();
+    let calls: [(&str, Result<()>); 12] = [
         ("create", store.create_virtual_disk("A", Some(512), None, "{}", &plain()).map(drop)),
         ("create on base", store.create_virtual_disk("A", None, Some(snapshot), "{}", &plain()).map(drop)),
         ("snapshot", store.create_snapshot("A", disk, "{}", &plain()).map(drop)),
@@ -385,11 +389,38 @@ fn reads_only(store: &Store, disk: &str, snapshot: &str) {
         ("open", store.open_image("A", disk, true).map(drop)),
         ("prepare", store.prepare_image("A", disk, &PrepareOptions { read_only: false }).map(drop)),
         ("import", store.import_image("A", "/etc/hostname", "raw", "{}", &plain()).map(drop)),
+        ("resize", store.resize_virtual_disk("A", disk, 16 * MIB, &ResizeOptions::default())),
+        ("strategy", store.set_image_strategy("A", disk, Strategy::Performance)),
+        ("fix", store.fix_storage_repository("A", &fix, &FixOptions::default()).map(drop)),
     ];
     for (what, result) in calls {
         let error = fails(what, &[ErrorKind::ReadOnlyRepository], result);
         assert!(error.message().contains("\"A\""), "{error:?}");
     }
+}
+
+/// The verbs that read for somebody else, and those that wait and stop, need not write.
+fn reads_for_others(store: &Store, disk: &str, snapshot: &str) {
+    let outside = scratch();
+    let file = outside.path().join("out");
+    let path = file.to_str().unwrap();
+    store.check_storage_repository("A", &CheckOptions { exact_cost: true }).unwrap();
+    for id in [disk, snapshot] {
+        let task = store.export_image(
+            "A",
+            id,
+            path,
+            "raw",
+            &ExportOptions { overwrite: true, ..ExportOptions::default() },
+        );
+        store.wait_task(&task.unwrap(), None).unwrap();
+        assert!(fs::read(&file).unwrap() == padded(5));
+        assert!(!store.diff_images("A", id, None).unwrap().next_batch(10).unwrap().is_empty());
+        assert!(store.measure_image("A", id, None, &MeasureOptions::default()).unwrap().required >= 4 << 20);
+        store.stop_image_task("A", id).unwrap();
+        store.wait_image("A", id, Some(Duration::ZERO), &WaitOptions::default()).unwrap();
+    }
+    assert!(store.diff_images("A", disk, Some(snapshot)).unwrap().next_batch(10).unwrap().is_empty());
 }
 
 const CHILD: &str = "VDSMSTORE_TEST_UNPRIVILEGED";
@@ -410,11 +441,23 @@ fn child() {
     let format =
         store.format_storage_repository("localfs-1.0", &at(&Path::new(root).join("empty")), &options);
     fails("format", &[ErrorKind::PermissionDenied], format);
-    // One that may be read can be read, or is refused as a whole.
-    match connect("A", &Path::new(root).join("A")) {
-        Ok(()) => reads_only(&store, disk, snapshot),
-        Err(error) => assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error:?}"),
-    }
+    connect("A", &Path::new(root).join("A")).unwrap();
+    reads_only(&store, disk, snapshot);
+    let file = Path::new(root).join("A.raw");
+    let task =
+        store.export_image("A", disk, file.to_str().unwrap(), "raw", &ExportOptions::default()).unwrap();
+    let error = fails("export", &[ErrorKind::PermissionDenied], store.wait_task(&task, None));
+    assert!(error.message().contains("A.raw.part") && !file.exists(), "{error:?}");
+    own_repository(&store, root);
+}
+
+/// A repository of one's own: what lies outside and belongs to others cannot be imported.
+fn own_repository(store: &Store, root: &str) {
+    let mine = scratch();
+    new_repo(store, mine.path(), "M");
+    let secret = Path::new(root).join("secret");
+    let call = || store.import_image("M", secret.to_str().unwrap(), "raw", "{}", &plain());
+    fails("import", &[ErrorKind::PermissionDenied], unchanged(&mine.path().join("M"), "import", call));
 }
 
 #[test]
@@ -436,6 +479,8 @@ fn without_permission() {
         .unwrap();
     fs::set_permissions(root.path().join("closed"), Permissions::from_mode(0o700)).unwrap();
     store.connect_storage_repository("A", "localfs-1.0", &at(&root.path().join("A"))).unwrap();
+    fs::write(root.path().join("secret"), [1; 512]).unwrap();
+    fs::set_permissions(root.path().join("secret"), Permissions::from_mode(0o600)).unwrap();
     let disk = store.create_virtual_disk("A", Some(8 * MIB), None, "{}", &plain()).unwrap().to_string();
     write(&store, "A", &disk, |image| image.write(0, &data(5)));
     let snapshot = store.create_snapshot("A", &disk, "{}", &plain()).unwrap().to_string();
