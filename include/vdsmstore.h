@@ -422,7 +422,7 @@ int vdsmstore_get_storage_repository_info(const vdsmstore_t *store,
  * `*image_id`: the new id; freed with `vdsmstore_string_free`.
  *
  * Errors: InvalidSize, RepositoryNotFound, ImageNotFound, ImageBroken, NotASnapshot, ImageExists, TaskIdInUse,
- * UnsupportedOperation.
+ * TooManyVolumes, UnsupportedOperation.
  */
 int vdsmstore_create_virtual_disk(const vdsmstore_t *store,
                                   const char *target_repo_id,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::graph::add::{self, Intended, NewImage, NewVolume};
+use crate::graph::chain::{Chain, MAX_DEPTH};
 use crate::graph::search::{Found, Search};
 use crate::graph::{chain, clean, import, lease, lock_image, replace, switch};
 use crate::id::{BlobId, ImageId, Token};
@@ -155,9 +156,25 @@ fn on_base(
     {
         return Ok((size, clone));
     }
+    if here {
+        ensure_room(repo, &chain::whole(repo, record.clone(), Read::Fresh)?)?;
+    }
     let backing = Backing { image: base, size: record.size };
     let fill = Fill::simple(How::Zero);
     Ok((size, NewVolume { format: VolumeFormat::Qcow2, size, backing: Some(backing), fill }))
+}
+
+/// Fails if an overlay on the image would be spread over too many volumes.
+fn ensure_room(repo: &Repo, base: &Chain) -> Result<()> {
+    if base.links.len() < MAX_DEPTH {
+        return Ok(());
+    }
+    let id = base.top().image.id();
+    let message = format!(
+        "image {id} in repository {:?} is spread over {MAX_DEPTH} volumes already: merge or optimize some first",
+        repo.id
+    );
+    Err(Error::new(ErrorKind::TooManyVolumes, message).with("imageId", id.to_string()))
 }
 
 /// Has the snapshot copied to the repository, under its id.
@@ -343,7 +360,7 @@ fn difference(
         Some(record) => {
             // A base that is still being made is waited for by nobody; a disk is frozen when the copy begins.
             if !partial || record.kind == Kind::Disk {
-                chain::whole(repo, record.clone(), Read::Fresh)?;
+                ensure_room(repo, &chain::whole(repo, record.clone(), Read::Fresh)?)?;
             }
             (record.kind == Kind::Snapshot).then_some(Backing { image: base, size: record.size })
         }
@@ -353,7 +370,7 @@ fn difference(
                 let message = format!(
                     "image {base}, the base of a partial copy, is a virtual disk in another repository"
                 );
-                return Err(invalid("baseImageId", message));
+                return Err(Error::new(ErrorKind::NotASnapshot, message).with("imageId", base.to_string()));
             }
             Some(Backing { image: base, size: other.record.size })
         }

@@ -26,7 +26,7 @@ fn set_id(out: Out<*mut c_char>, id: ImageId) {
 /// `*image_id`: the new id; freed with `vdsmstore_string_free`.
 ///
 /// Errors: InvalidSize, RepositoryNotFound, ImageNotFound, ImageBroken, NotASnapshot, ImageExists, TaskIdInUse,
-/// UnsupportedOperation.
+/// TooManyVolumes, UnsupportedOperation.
 ///
 /// # Safety
 /// `store` is NULL or a store that has not been freed; the texts are NULL or end with NUL; the out-parameters are NULL
