@@ -10,6 +10,7 @@
 #[path = "../bad_input_common/mod.rs"]
 mod bad_input_common;
 mod closed;
+mod deep;
 mod export;
 mod fixes;
 mod places;
