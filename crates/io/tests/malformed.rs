@@ -122,7 +122,7 @@ const READING: &[Lie] = &[
     ("L2 beyond the file", Corrupt, |b| put(b, L1, &(HOST | (1 << 40)).to_be_bytes())),
     ("cluster not aligned", Corrupt, |b| put(b, L2, &(HOST | (5 * 65536 + 512)).to_be_bytes())),
     ("cluster beyond the file", Corrupt, |b| put(b, L2 + 16, &(HOST | (1 << 50)).to_be_bytes())),
-    ("compressed cluster", Unsupported, |b| put(b, L2, &((1u64 << 62) | 65536).to_be_bytes())),
+    ("compressed cluster that is none", Corrupt, |b| put(b, L2, &((1u64 << 62) | 65536).to_be_bytes())),
     ("zero cluster in version 2", Corrupt, |b| {
         put(b, 4, &2u32.to_be_bytes());
         put(b, 72, &[0; 8]);

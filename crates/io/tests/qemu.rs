@@ -181,11 +181,6 @@ fn what_is_not_read_is_refused_by_name() {
     qemu("qemu-img", &["create", "-q", "-f", "qcow2", name, "1M"]);
     qemu("qemu-img", &["bitmap", "--add", name, "bitmap"]);
     assert!(refused(&a, true).to_string().contains("bitmaps"));
-    std::fs::write(&b, vec![7; MIB as usize]).unwrap();
-    qemu("qemu-img", &["convert", "-c", "-f", "raw", "-O", "qcow2", other, name]);
-    let image = Image::open(vec![layer(&a, Format::Qcow2, MIB, false)], false).unwrap();
-    assert_eq!(image.run(0, MIB).unwrap().kind, RunKind::Compressed { layer: 0 });
-    assert_eq!(image.read(0, &mut [0]).unwrap_err().kind(), ErrorKind::Unsupported);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use vdsmstore_io::sys::{LockMode, ofd_would_block};
-use vdsmstore_io::{Device, FileDevice, Format, Image, Layer, RunKind, qcow2};
+use vdsmstore_io::{Device, FileDevice, Format, Image, Layer, qcow2};
 
 use crate::record::{Fill, ImageRecord, SECTOR};
 use crate::repo::Repo;
@@ -90,15 +90,10 @@ pub(crate) fn examine(path: &str, format: &str, host: &str) -> Result<Opened> {
     Ok(Opened { file, image, size })
 }
 
-/// Fails if some of the file's data cannot be read by this release, before anything is promised.
+/// Fails if the file's map cannot be read, before anything is promised.
 pub(crate) fn ensure_readable(opened: &Opened, path: &str) -> Result<()> {
     for run in opened.image.runs(0, opened.image.size()) {
-        let run = run.map_err(|error| Error::from(error).context(format_args!("import file {path:?}")))?;
-        if matches!(run.kind, RunKind::Compressed { .. }) {
-            let message =
-                format!("import file {path:?} has compressed clusters, which this release does not read");
-            return Err(Error::new(ErrorKind::UnsupportedOperation, message).with("path", path));
-        }
+        run.map_err(|error| Error::from(error).context(format_args!("import file {path:?}")))?;
     }
     Ok(())
 }

@@ -175,24 +175,18 @@ impl Image {
     /// Reads what the layers from `layer` on show; the range lies within that layer's size or beyond it.
     fn read_from(&self, layer: usize, mut offset: u64, mut buffer: &mut [u8]) -> Result<()> {
         while !buffer.is_empty() {
-            let run = self.run_from(layer, offset, buffer.len() as u64)?;
-            let (now, rest) = buffer.split_at_mut(run.length as usize);
-            match run.kind {
-                RunKind::Zero { .. } | RunKind::Hole => now.fill(0),
-                RunKind::Data { layer, device_offset, .. } => {
-                    let layer = &self.layers[layer];
-                    match &layer.content {
-                        Content::Raw => layer.device.read_at(device_offset, now)?,
-                        Content::Qcow2(image) => image.read_data(device_offset, now)?,
-                    }
+            let (found, piece, length) = self.piece_from(layer, offset, buffer.len() as u64)?;
+            let (now, rest) = buffer.split_at_mut(length as usize);
+            let content = self.layers.get(found).map(|layer| (&layer.content, &layer.device));
+            match (piece, content) {
+                (Piece::Data(at), Some((Content::Raw, device))) => device.read_at(at, now)?,
+                (Piece::Data(at), Some((Content::Qcow2(image), _))) => image.read_data(at, now)?,
+                (Piece::Packed(packed, skip), Some((Content::Qcow2(image), _))) => {
+                    image.read_packed(packed, skip, now)?;
                 }
-                RunKind::Compressed { layer } => {
-                    return Err(Error::new(ErrorKind::Unsupported, "compressed clusters")
-                        .with_path(self.layers[layer].device.name())
-                        .with_range(offset, run.length));
-                }
+                _ => now.fill(0),
             }
-            offset += run.length;
+            offset += length;
             buffer = rest;
         }
         Ok(())
@@ -207,7 +201,22 @@ impl Image {
         self.run_from(0, offset, length)
     }
 
-    fn run_from(&self, first: usize, offset: u64, mut length: u64) -> Result<Run> {
+    fn run_from(&self, first: usize, offset: u64, length: u64) -> Result<Run> {
+        let (layer, piece, length) = self.piece_from(first, offset, length)?;
+        let kind = match piece {
+            Piece::Unallocated => RunKind::Hole,
+            Piece::Zero => RunKind::Zero { layer },
+            Piece::Packed(..) => RunKind::Compressed { layer },
+            Piece::Data(device_offset) => {
+                RunKind::Data { layer, device: self.layers[layer].device.id(), device_offset }
+            }
+        };
+        Ok(Run { offset, length, kind })
+    }
+
+    /// The first piece at `offset`, at most `length` bytes, of the uppermost layer from `first` on that has it;
+    /// unallocated if none does.
+    fn piece_from(&self, first: usize, offset: u64, mut length: u64) -> Result<(usize, Piece, u64)> {
         for (index, layer) in self.layers.iter().enumerate().skip(first) {
             let size = layer.size();
             let Some(room) = size.checked_sub(offset).filter(|room| *room > 0) else { break };
@@ -236,17 +245,11 @@ impl Image {
                     piece
                 }
             };
-            let kind = match piece {
-                Piece::Unallocated => continue,
-                Piece::Data(device_offset) => {
-                    RunKind::Data { layer: index, device: layer.device.id(), device_offset }
-                }
-                Piece::Zero => RunKind::Zero { layer: index },
-                Piece::Compressed => RunKind::Compressed { layer: index },
-            };
-            return Ok(Run { offset, length, kind });
+            if piece != Piece::Unallocated {
+                return Ok((index, piece, length));
+            }
         }
-        Ok(Run { offset, length, kind: RunKind::Hole })
+        Ok((self.layers.len(), Piece::Unallocated, length))
     }
 
     /// The map of a range, as a stream. A range beyond the end of the disk gives an error as its first item.

@@ -1,6 +1,8 @@
 //! What the tests share: QEMU's tools, images in a scratch directory, a small random generator.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod packed;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;

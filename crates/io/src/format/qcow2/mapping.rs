@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use super::alloc::Writer;
+use super::compressed::{Packed, Unpacker};
 use super::header::{Header, be64, corrupt, unsupported};
 use super::table::{Cache, SECTOR, Sectors, Table};
 use crate::{Device, Error, ErrorKind, Result};
@@ -31,7 +32,8 @@ pub(crate) enum Piece {
     Data(u64),
     Zero,
     Unallocated,
-    Compressed,
+    /// One compressed cluster, that many bytes into it.
+    Packed(Packed, u64),
 }
 
 /// A decoded L2 entry.
@@ -47,7 +49,7 @@ pub(super) enum Cluster {
         host: u64,
         copied: bool,
     },
-    Compressed,
+    Compressed(Packed),
 }
 
 /// The tables of an open image, under one lock.
@@ -72,6 +74,7 @@ pub(crate) struct Qcow2 {
     pub(super) device: Arc<dyn Device>,
     pub(super) header: Header,
     pub(super) meta: Mutex<Meta>,
+    pub(super) unpacker: Unpacker,
     /// Woken when clusters stop being busy.
     pub(super) idle: Condvar,
     /// The device's length when it was last asked; it only grows while we have it open.
@@ -115,6 +118,7 @@ impl Qcow2 {
                 l2: Cache::new(tables),
                 writer,
             }),
+            unpacker: Unpacker::new(budget, header.cluster_size()),
             device,
             header,
             idle: Condvar::new(),
@@ -192,7 +196,7 @@ impl Qcow2 {
 
     pub(super) fn decode(&self, entry: u64) -> Result<Cluster> {
         if entry & COMPRESSED != 0 {
-            return Ok(Cluster::Compressed);
+            return Ok(Cluster::Compressed(Packed::decode(entry, self.header.cluster_bits)));
         }
         let host = entry & OFFSET_MASK;
         let copied = entry & COPIED != 0;
@@ -231,10 +235,13 @@ impl Qcow2 {
             Cluster::Unallocated => Piece::Unallocated,
             Cluster::Zero { .. } => Piece::Zero,
             Cluster::Data { host, .. } => Piece::Data(host),
-            Cluster::Compressed => Piece::Compressed,
+            Cluster::Compressed(packed) => Piece::Packed(packed, skip),
         };
         let first = piece(self.decode(table.get64(within))?);
         let mut have = cluster_size - skip;
+        if let Piece::Packed(..) = first {
+            return Ok((first, have.min(length)));
+        }
         let mut clusters = 1;
         for at in within + 1..self.header.l2_entries() as usize {
             if have >= length {

@@ -5,6 +5,7 @@
 
 mod alloc;
 mod backing;
+mod compressed;
 mod create;
 mod flush;
 mod grow;

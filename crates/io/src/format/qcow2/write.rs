@@ -199,7 +199,7 @@ impl Qcow2 {
             Ok(count)
         };
         match old {
-            Cluster::Compressed => Err(unsupported(&*self.device, "compressed clusters")),
+            Cluster::Compressed(_) => Err(unsupported(&*self.device, "compressed clusters")),
             Cluster::Data { host, copied: true } => {
                 let limit = (skip + wanted).div_ceil(cluster_size);
                 let count = follow(&mut meta, limit, &|count, next| {
@@ -252,7 +252,7 @@ impl Qcow2 {
         let zero = match old {
             Cluster::Unallocated => below.is_zero(guest, cluster_size)?,
             Cluster::Zero { .. } => true,
-            Cluster::Data { .. } | Cluster::Compressed => false,
+            Cluster::Data { .. } | Cluster::Compressed(_) => false,
         };
         if zero && fresh {
             return self.device.write_at(host + skip, data);
@@ -338,7 +338,7 @@ impl Qcow2 {
                 Piece::Zero => true,
                 Piece::Unallocated if !self.explicit_zero => true,
                 Piece::Unallocated if below.is_zero(start, cluster_size)? => self.zero_unallocated(start)?,
-                Piece::Unallocated | Piece::Data(_) | Piece::Compressed => false,
+                Piece::Unallocated | Piece::Data(_) | Piece::Packed(..) => false,
             };
             if !done {
                 self.write(offset, &vec![0; part as usize], below)?;
@@ -386,7 +386,7 @@ impl Qcow2 {
         let writer = self.writer(&mut meta.writer)?;
         for (at, entry) in entries.iter_mut().enumerate() {
             match self.decode(*entry)? {
-                Cluster::Compressed => return Err(unsupported(&*self.device, "compressed clusters")),
+                Cluster::Compressed(_) => return Err(unsupported(&*self.device, "compressed clusters")),
                 Cluster::Unallocated if new == 0 || allocated_only => continue,
                 Cluster::Zero { host: 0, .. } => continue,
                 Cluster::Unallocated => {}
