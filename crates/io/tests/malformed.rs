@@ -130,14 +130,36 @@ const READING: &[Lie] = &[
     }),
 ];
 
+/// Makes the header name one internal snapshot with that L1 table.
+fn snapshot(bytes: &mut [u8], l1: u64, entries: u32) {
+    const TABLE: u64 = 6 * 65536;
+    put(bytes, 60, &1u32.to_be_bytes());
+    put(bytes, 64, &TABLE.to_be_bytes());
+    put(bytes, TABLE as usize, &[0; 40]);
+    put(bytes, TABLE as usize, &l1.to_be_bytes());
+    put(bytes, TABLE as usize + 8, &entries.to_be_bytes());
+}
+
 /// Lies that a writer must find, and images that it must leave alone.
 const WRITING: &[Lie] = &[
     ("dirty", Unsupported, |b| b[79] = 1),
     ("corrupt", Unsupported, |b| b[79] = 2),
-    ("refcounts of 8 bits", Unsupported, |b| put(b, 96, &3u32.to_be_bytes())),
-    ("internal snapshot", Unsupported, |b| put(b, 60, &1u32.to_be_bytes())),
+    ("refcounts of another width", Corrupt, |b| put(b, 96, &3u32.to_be_bytes())),
+    ("snapshot table in the header", Corrupt, |b| put(b, 60, &1u32.to_be_bytes())),
     ("bitmaps", Unsupported, |b| b[95] = 1),
-    ("shared L2", Unsupported, |b| put(b, L1, &(L2 as u64).to_be_bytes())),
+    ("snapshot whose L1 is the active one", Corrupt, |b| snapshot(b, L1 as u64, 1)),
+    ("snapshot whose L1 is not aligned", Corrupt, |b| snapshot(b, L1 as u64 + 512, 1)),
+    ("snapshot whose L1 is at 0", Corrupt, |b| snapshot(b, 0, 1)),
+    ("snapshot whose L1 lies outside", Corrupt, |b| snapshot(b, 1 << 40, 1)),
+    ("snapshot whose L1 is huge", Unsupported, |b| snapshot(b, 5 * 65536, u32::MAX)),
+    ("snapshot that shares an L2 that is not shared", Corrupt, |b| {
+        snapshot(b, 5 * 65536, 1);
+        put(b, 5 * 65536, &(L2 as u64).to_be_bytes());
+    }),
+    ("compressed data in a table", Corrupt, |b| put(b, L2, &((1u64 << 62) | BLOCK as u64).to_be_bytes())),
+    ("compressed data without a refcount", Corrupt, |b| {
+        put(b, L2, &((1u64 << 62) | (200 * 65536)).to_be_bytes());
+    }),
     ("L1 entry with reserved bits", Corrupt, |b| put(b, L1, &(HOST | 1 | L2 as u64).to_be_bytes())),
     ("L2 is the header", Corrupt, |b| put(b, L1, &(HOST | 0x1ff).to_be_bytes())),
     ("L2 is L1", Corrupt, |b| put(b, L1, &(HOST | L1 as u64).to_be_bytes())),
@@ -182,6 +204,28 @@ fn every_lie_is_found_when_writing() {
         let error = use_it(&bytes, true).expect_err(name);
         assert_eq!(error.kind(), *kind, "{name}: {error:?}");
     }
+}
+
+/// An L2 table that is not marked as ours alone is copied before it changes, though nothing else refers to it.
+#[test]
+fn l2_tables_that_are_not_marked_are_copied() {
+    let mut bytes = good();
+    put(&mut bytes, L1, &(L2 as u64).to_be_bytes());
+    let storage = storage_of(&bytes, 1);
+    let image = open(&storage, true).unwrap();
+    let mut model = read_all(&image);
+    image.write(7, &[9; 100]).unwrap();
+    model[7..107].fill(9);
+    image.flush().unwrap();
+    assert_same(&read_all(&image), &model);
+    let (_keep, dir) = scratch();
+    let path = dir.join("image");
+    std::fs::write(dir.join("below"), b"").unwrap();
+    let bytes = storage.bytes();
+    assert_ne!(bytes[L1..L1 + 8], (HOST | L2 as u64).to_be_bytes());
+    assert_eq!(bytes[L1] >> 7, 1);
+    std::fs::write(&path, bytes).unwrap();
+    check_clean(&path);
 }
 
 #[test]

@@ -17,9 +17,10 @@ pub fn check(bytes: &[u8]) -> Result<Summary, String> {
     let (l1_entries, l1) = (u64::from(be32(36)), be64(40)?);
     let (table, table_clusters) = (be64(48)?, u64::from(be32(56)));
     let incompatible = be64(72)?;
-    if incompatible != 0 {
+    if incompatible & !8 != 0 {
         return Err(format!("incompatible bits {incompatible:#x}"));
     }
+    let bits = be32(20);
     let per_block = cluster_size / 2;
     let clusters = (bytes.len() as u64).div_ceil(cluster_size);
     let mut references = vec![0u32; clusters as usize];
@@ -46,24 +47,54 @@ pub fn check(bytes: &[u8]) -> Result<Summary, String> {
         }
         blocks.push(block);
     }
-    let mut copied = Vec::new();
-    for index in 0..l1_entries {
-        let entry = be64(l1 + index * 8)?;
-        if entry == 0 {
-            continue;
+    // The active L1 first, then those of internal snapshots, whose entries are not marked.
+    let mut tables = vec![(l1, l1_entries)];
+    let (mut at, count) = (be64(64)?, be32(60));
+    if count > 0 {
+        refer(at, "snapshot table")?;
+    }
+    for _ in 0..count {
+        let (low, name) = (be32(at as usize + 8), be32(at as usize + 12));
+        tables.push((be64(at)?, u64::from(low)));
+        for cluster in 0..(u64::from(low) * 8).div_ceil(cluster_size) {
+            refer(be64(at)? + cluster * cluster_size, "L1 of a snapshot")?;
         }
-        let l2 = entry & 0x00ff_ffff_ffff_fe00;
-        refer(l2, "L2")?;
-        copied.push((l2, entry >> 63 == 1));
-        for at in 0..cluster_size / 8 {
-            let entry = be64(l2 + at * 8)?;
-            let host = entry & 0x00ff_ffff_ffff_fe00;
-            if entry & !(0x80ff_ffff_ffff_fe00 | 1) != 0 {
-                return Err(format!("L2 entry {entry:#x} has bits set that it must not have"));
+        let names = u64::from(name >> 16) + u64::from(name & 0xffff);
+        at = (at + 40 + u64::from(be32(at as usize + 36)) + names).next_multiple_of(8);
+    }
+    let mut copied = Vec::new();
+    for (number, (l1, l1_entries)) in tables.into_iter().enumerate() {
+        for index in 0..l1_entries {
+            let entry = be64(l1 + index * 8)?;
+            if entry == 0 {
+                continue;
             }
-            if host != 0 {
-                refer(host, "data cluster")?;
-                copied.push((host, entry >> 63 == 1));
+            let l2 = entry & 0x00ff_ffff_ffff_fe00;
+            refer(l2, "L2")?;
+            if number == 0 {
+                copied.push((l2, entry >> 63 == 1));
+            }
+            for at in 0..cluster_size / 8 {
+                let entry = be64(l2 + at * 8)?;
+                if entry >> 62 == 1 {
+                    let host = entry & ((1 << (62 - (bits - 8))) - 1);
+                    let sectors = (entry << 2 >> 2 >> (62 - (bits - 8))) + 1;
+                    let last = host / 512 * 512 + sectors * 512 - 1;
+                    for cluster in host / cluster_size..=last / cluster_size {
+                        refer(cluster * cluster_size, "compressed data")?;
+                    }
+                    continue;
+                }
+                let host = entry & 0x00ff_ffff_ffff_fe00;
+                if entry & !(0x80ff_ffff_ffff_fe00 | 1) != 0 {
+                    return Err(format!("L2 entry {entry:#x} has bits set that it must not have"));
+                }
+                if host != 0 {
+                    refer(host, "data cluster")?;
+                    if number == 0 {
+                        copied.push((host, entry >> 63 == 1));
+                    }
+                }
             }
         }
     }

@@ -32,7 +32,6 @@ impl Packed {
     }
 
     /// Numbers of the host clusters that it touches: each has one reference for it.
-    #[allow(dead_code)]
     pub fn clusters(self, cluster_bits: u32) -> std::ops::RangeInclusive<u64> {
         self.host >> cluster_bits..=(self.host + self.length - 1) >> cluster_bits
     }
@@ -74,7 +73,6 @@ impl Unpacker {
     }
 
     /// Places may be used anew: nothing that is remembered of them counts any more.
-    #[allow(dead_code)]
     pub fn forget(&self) {
         hold(&self.recent).clear();
     }
@@ -157,7 +155,7 @@ impl Qcow2 {
     }
 
     /// Decompresses one whole cluster.
-    fn unpack(&self, packed: Packed, buffer: &mut [u8]) -> Result<()> {
+    pub(super) fn unpack(&self, packed: Packed, buffer: &mut [u8]) -> Result<()> {
         let Packed { host, length } = packed;
         let bad = |message| self.corrupt(message).with_range(host, length);
         let mut bytes = vec![0; length as usize];

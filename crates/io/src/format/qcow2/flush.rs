@@ -48,7 +48,9 @@ impl Qcow2 {
         let meta = self.lock()?;
         let writer = meta.writer.as_ref();
         Ok(meta.l2.is_crowded()
-            || writer.is_some_and(|w| w.blocks.is_crowded() || w.pending.len() >= MAX_PENDING))
+            || writer.is_some_and(|w| {
+                w.blocks.is_crowded() || w.pending.len() + w.pending_packed.len() >= MAX_PENDING
+            }))
     }
 
     fn flush_locked(&self, meta: &mut Meta, size: u64) -> Result<()> {
@@ -112,8 +114,14 @@ impl Qcow2 {
         }
 
         // (d) Nothing durable refers to these any more. Lost, this is a leak.
-        for cluster in std::mem::take(&mut writer.pending) {
-            self.lower(writer, cluster)?;
+        if !writer.pending_packed.is_empty() {
+            // New data may come to these places.
+            self.unpacker.forget();
+        }
+        let pending = std::mem::take(&mut writer.pending).into_iter().map(|cluster| (cluster, false));
+        let packed = std::mem::take(&mut writer.pending_packed).into_iter().map(|cluster| (cluster, true));
+        for (cluster, packed) in pending.chain(packed) {
+            self.lower(writer, cluster, packed)?;
             if writer.blocks.is_crowded() {
                 writer.blocks.write(device, |_| true)?;
             }

@@ -37,6 +37,7 @@ pub(super) struct Header {
     pub reftable_offset: u64,
     pub reftable_clusters: u64,
     pub snapshots: u32,
+    pub snapshots_offset: u64,
     pub dirty: bool,
     pub corrupt: bool,
     pub data_file: bool,
@@ -109,6 +110,11 @@ impl Header {
         1 << self.cluster_bits
     }
 
+    /// Refcounts in one block.
+    pub fn per_block(&self) -> u64 {
+        self.cluster_size() * 8 / u64::from(self.refcount_bits)
+    }
+
     /// Entries of one L2 table.
     pub fn l2_entries(&self) -> u64 {
         self.cluster_size() / if self.extended_l2 { 16 } else { 8 }
@@ -143,6 +149,7 @@ impl Header {
             reftable_offset: front.u64(48)?,
             reftable_clusters: u64::from(front.u32(56)?),
             snapshots: front.u32(60)?,
+            snapshots_offset: front.u64(64)?,
             dirty: false,
             corrupt: false,
             data_file: false,
@@ -164,7 +171,7 @@ impl Header {
         if version == 3 {
             header.read_version_3(device, &mut front)?;
         }
-        header.check_tables(device, file_length, front.u64(64)?)?;
+        header.check_tables(device, file_length)?;
 
         let (name_offset, name_length) = (front.u64(8)?, front.u32(16)?);
         let mut extensions_limit = cluster_size;
@@ -222,7 +229,7 @@ impl Header {
         Ok(())
     }
 
-    fn check_tables(&self, device: &dyn Device, file_length: u64, snapshots_offset: u64) -> Result<()> {
+    fn check_tables(&self, device: &dyn Device, file_length: u64) -> Result<()> {
         let bad = |message| Err(corrupt(device, message));
         let cluster_size = self.cluster_size();
         let inside =
@@ -261,7 +268,7 @@ impl Header {
             return Err(unsupported(device, "more than 65536 internal snapshots"));
         }
         if self.snapshots > 0
-            && (!snapshots_offset.is_multiple_of(cluster_size) || !inside(snapshots_offset, 40))
+            && (!self.snapshots_offset.is_multiple_of(cluster_size) || !inside(self.snapshots_offset, 40))
         {
             return bad("the snapshot table lies outside the file or is not aligned");
         }

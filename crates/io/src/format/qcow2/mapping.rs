@@ -3,9 +3,9 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
-use super::alloc::Writer;
 use super::compressed::{Packed, Unpacker};
 use super::header::{Header, be64, corrupt, unsupported};
+use super::refcount::Writer;
 use super::table::{Cache, SECTOR, Sectors, Table};
 use crate::{Device, Error, ErrorKind, Result};
 

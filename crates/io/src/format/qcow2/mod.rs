@@ -11,12 +11,15 @@ mod flush;
 mod grow;
 mod header;
 mod mapping;
+mod refcount;
+mod snapshots;
 mod table;
 mod write;
 
 pub use backing::{Backing, set_backing};
 pub use create::{CreateOptions, create};
 pub(crate) use mapping::{Below, Piece, Qcow2};
+pub use snapshots::{Snapshot, snapshots};
 
 use crate::{Device, Result};
 
@@ -43,7 +46,7 @@ pub struct Info {
     pub dirty: bool,
     /// Nothing may be written but repairs.
     pub corrupt: bool,
-    /// Internal snapshots.
+    /// Internal snapshots; [`snapshots`] lists them.
     pub snapshots: u32,
     /// The data is encrypted.
     pub encrypted: bool,

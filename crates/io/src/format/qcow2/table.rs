@@ -78,13 +78,48 @@ impl Table {
         Table { offset, bytes: vec![0; length], dirty: Sectors::default(), new: true, fresh, used: true }
     }
 
+    /// A table with that content that nothing refers to yet.
+    pub fn copy(offset: u64, bytes: &[u8], fresh: bool) -> Table {
+        let mut table = Table::new(offset, bytes.len(), fresh);
+        for (index, sector) in bytes.chunks(SECTOR).enumerate() {
+            if sector.iter().any(|byte| *byte != 0) {
+                table.set(index * SECTOR, sector);
+            }
+        }
+        table
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// The 64-bit entry; indexes come from offsets within the table, so that one outside reads as 0.
     pub fn get64(&self, index: usize) -> u64 {
         super::header::be64(&self.bytes, index * 8).unwrap_or(0)
     }
 
-    pub fn get16(&self, index: usize) -> u16 {
-        self.bytes.get(index * 2..).and_then(|b| b.first_chunk()).map_or(0, |b| u16::from_be_bytes(*b))
+    /// The entry of a table of `bits` (1 to 64) wide numbers; those under a byte begin at its low end.
+    pub fn get(&self, index: usize, bits: u32) -> u64 {
+        if bits < 8 {
+            let at = index * bits as usize;
+            let byte = self.bytes.get(at / 8).copied().unwrap_or(0);
+            return u64::from(byte >> (at % 8)) & ((1 << bits) - 1);
+        }
+        let width = bits as usize / 8;
+        let bytes = self.bytes.get(index * width..(index + 1) * width).unwrap_or_default();
+        bytes.iter().fold(0, |value, byte| value << 8 | u64::from(*byte))
+    }
+
+    /// Where the bytes of such an entry lie, and what they are to be for that value.
+    pub fn patch(&self, index: usize, bits: u32, value: u64) -> (usize, Vec<u8>) {
+        if bits < 8 {
+            let at = index * bits as usize;
+            let mask = (1u8 << bits) - 1;
+            let byte = self.bytes.get(at / 8).copied().unwrap_or(0);
+            return (at / 8, vec![byte & !(mask << (at % 8)) | (value as u8 & mask) << (at % 8)]);
+        }
+        let width = bits as usize / 8;
+        (index * width, value.to_be_bytes()[8 - width..].to_vec())
     }
 
     fn set(&mut self, at: usize, value: &[u8]) {

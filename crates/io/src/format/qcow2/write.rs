@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::sync::MutexGuard;
 
-use super::alloc::{Extent, Writer};
-use super::header::unsupported;
+use super::alloc::Extent;
 use super::mapping::{Below, COPIED, Cluster, Meta, Piece, Qcow2, ZERO};
+use super::refcount::Writer;
 use super::table::Table;
 use crate::{Device, Error, ErrorKind, Result};
 
@@ -55,15 +55,33 @@ impl Qcow2 {
         Ok(meta)
     }
 
-    /// Makes sure that the L2 table exists.
+    /// Makes sure that the L2 table exists, and that no snapshot shares it.
     fn ensure_l2(&self, meta: &mut Meta, index: u64) -> Result<()> {
-        if self.l2(meta, index)?.is_some() {
-            return Ok(());
-        }
+        let owned = meta.l1.get(index as usize).is_some_and(|entry| entry & COPIED != 0);
+        let bits = self.header.cluster_bits;
+        let old = match self.l2(meta, index)? {
+            Some(_) if owned => return Ok(()),
+            old => old.map(|table| (table.offset >> bits, table.bytes().to_vec())),
+        };
         let writer = self.writer(&mut meta.writer)?;
+        // What an L2 table that is shared refers to is shared as well.
+        let marked = match &old {
+            Some((cluster, _)) => self.refcount(writer, *cluster)? < 2,
+            None => false,
+        };
         let extent = self.reserve_metadata(writer)?;
         let offset = extent.start << self.header.cluster_bits;
-        meta.l2.insert(index, Table::new(offset, self.cluster_size() as usize, extent.fresh));
+        let table = match old {
+            None => Table::new(offset, self.cluster_size() as usize, extent.fresh),
+            Some((cluster, mut bytes)) => {
+                if !marked {
+                    bytes.iter_mut().step_by(8).for_each(|first| *first &= 0x7f);
+                }
+                writer.pending.push(cluster);
+                Table::copy(offset, &bytes, extent.fresh)
+            }
+        };
+        meta.l2.insert(index, table);
         let entry = meta.l1.get_mut(index as usize);
         *entry.ok_or_else(|| self.corrupt("offset beyond the L1 table"))? = offset | COPIED;
         meta.l1_dirty.mark(index as usize * 8);
@@ -94,6 +112,32 @@ impl Qcow2 {
                 .with_range(host, self.cluster_size()));
         }
         Ok(())
+    }
+
+    /// Puts what an entry refers to on the list of what is given up.
+    pub(super) fn give_up(&self, writer: &mut Writer, old: Cluster) {
+        match old {
+            Cluster::Data { host, .. } | Cluster::Zero { host, .. } if host != 0 => {
+                writer.pending.push(host >> self.header.cluster_bits);
+            }
+            Cluster::Compressed(packed) => {
+                writer.pending_packed.extend(packed.clusters(self.header.cluster_bits));
+            }
+            Cluster::Unallocated | Cluster::Data { .. } | Cluster::Zero { .. } => {}
+        }
+    }
+
+    /// Whether what an entry refers to may be given up.
+    pub(super) fn check_given(&self, writer: &Writer, old: Cluster) -> Result<()> {
+        match old {
+            Cluster::Data { host, .. } | Cluster::Zero { host, .. } if host != 0 => {
+                self.check_owned(writer, host)
+            }
+            Cluster::Compressed(packed) => packed
+                .clusters(self.header.cluster_bits)
+                .try_for_each(|cluster| self.check_owned(writer, cluster << self.header.cluster_bits)),
+            Cluster::Unallocated | Cluster::Data { .. } | Cluster::Zero { .. } => Ok(()),
+        }
     }
 
     /// Writes within one L2 table's range. The caller excludes [`Qcow2::flush`] meanwhile.
@@ -199,7 +243,6 @@ impl Qcow2 {
             Ok(count)
         };
         match old {
-            Cluster::Compressed(_) => Err(unsupported(&*self.device, "compressed clusters")),
             Cluster::Data { host, copied: true } => {
                 let limit = (skip + wanted).div_ceil(cluster_size);
                 let count = follow(&mut meta, limit, &|count, next| {
@@ -218,7 +261,7 @@ impl Qcow2 {
                 let start = host >> self.header.cluster_bits;
                 Ok(Step::Allocate { extent: Extent { start, count: 1, fresh: false }, old, owned: true })
             }
-            Cluster::Unallocated | Cluster::Zero { .. } | Cluster::Data { .. } => {
+            Cluster::Unallocated | Cluster::Zero { .. } | Cluster::Data { .. } | Cluster::Compressed(_) => {
                 let simple =
                     |cluster| matches!(cluster, Cluster::Unallocated | Cluster::Zero { host: 0, .. });
                 // Parts of clusters, and those that give up an old one, go one by one.
@@ -229,6 +272,7 @@ impl Qcow2 {
                     1
                 };
                 let writer = self.writer(&mut meta.writer)?;
+                self.check_given(writer, old)?;
                 let extent = self.reserve(writer, count)?;
                 writer.busy.extend(first..first + extent.count);
                 Ok(Step::Allocate { extent, old, owned: false })
@@ -260,6 +304,7 @@ impl Qcow2 {
         let mut buffer = vec![0; cluster_size as usize];
         match old {
             Cluster::Data { host, .. } => self.read_data(host, &mut buffer)?,
+            Cluster::Compressed(packed) => self.unpack(packed, &mut buffer)?,
             _ if zero => {}
             _ => below.read(guest, &mut buffer)?,
         }
@@ -292,11 +337,9 @@ impl Qcow2 {
         }
         if !owned {
             writer.pending.extend(extent.start + set..extent.start + extent.count);
-            if let (Cluster::Data { host, .. } | Cluster::Zero { host, .. }, Ok(()), true) =
-                (old, &result, extent.count == 1)
-                && host != 0
-            {
-                writer.pending.push(host >> self.header.cluster_bits);
+            // Those of more than one cluster refer to nothing.
+            if result.is_ok() {
+                self.give_up(writer, old);
             }
         }
         drop(meta);
@@ -370,12 +413,20 @@ impl Qcow2 {
         let new = if self.explicit_zero { ZERO } else { 0 };
         let (index, within) = self.indexes(clusters.start << self.header.cluster_bits);
         let count = (clusters.end - clusters.start) as usize;
-        if self.l2(meta, index)?.is_none() {
-            if new == 0 || allocated_only {
-                return Ok(());
-            }
-            self.ensure_l2(meta, index)?;
+        let stays = |old| match old {
+            Cluster::Unallocated => new == 0 || allocated_only,
+            Cluster::Zero { host, .. } => host == 0,
+            Cluster::Data { .. } | Cluster::Compressed(_) => false,
+        };
+        // A table that a snapshot shares is copied only if something changes.
+        let nothing = match self.l2(meta, index)? {
+            None => stays(Cluster::Unallocated),
+            Some(table) => (within..within + count).all(|at| self.decode(table.get64(at)).is_ok_and(stays)),
+        };
+        if nothing {
+            return Ok(());
         }
+        self.ensure_l2(meta, index)?;
         let Some(table) = self.l2(meta, index)? else {
             return Err(self.corrupt("an L2 table vanished from the cache"));
         };
@@ -385,16 +436,12 @@ impl Qcow2 {
         let mut changed: Option<Range<usize>> = None;
         let writer = self.writer(&mut meta.writer)?;
         for (at, entry) in entries.iter_mut().enumerate() {
-            match self.decode(*entry)? {
-                Cluster::Compressed(_) => return Err(unsupported(&*self.device, "compressed clusters")),
-                Cluster::Unallocated if new == 0 || allocated_only => continue,
-                Cluster::Zero { host: 0, .. } => continue,
-                Cluster::Unallocated => {}
-                Cluster::Data { host, .. } | Cluster::Zero { host, .. } => {
-                    self.check_owned(writer, host)?;
-                    freed.push(host >> self.header.cluster_bits);
-                }
+            let old = self.decode(*entry)?;
+            if stays(old) {
+                continue;
             }
+            self.check_given(writer, old)?;
+            freed.push(old);
             *entry = new;
             changed = Some(changed.map_or(at, |range| range.start)..at + 1);
         }
@@ -403,7 +450,9 @@ impl Qcow2 {
         if !meta.l2.set(index, (within + changed.start) * 8, &bytes) {
             return Err(self.corrupt("an L2 table vanished from the cache"));
         }
-        writer.pending.append(&mut freed);
+        for old in freed {
+            self.give_up(writer, old);
+        }
         Ok(())
     }
 }
