@@ -16,7 +16,7 @@ pub mod sys;
 pub use device::sim::{Power, SimDevice, SimStorage};
 pub use device::{Device, DeviceExtent, DeviceId, FileDevice};
 pub use error::{Error, ErrorKind, Result};
-pub use execute::{Control, Outcome, compare, diff, execute};
+pub use execute::{Control, Outcome, compare, compress, diff, execute};
 pub use format::{Format, qcow2};
 pub use image::{Image, Layer};
 pub use map::{Run, RunKind, Runs};

@@ -86,7 +86,20 @@ impl Case {
             for step in 0..30 {
                 let first = random.below(self.sectors);
                 let count = (1 + random.below(30)).min(self.sectors - first);
+                let per_cluster = self.cluster_size / SECTOR;
+                let (first, count) = match (random.below(12), random.below(3)) {
+                    (0..=2, clusters) if first / per_cluster + clusters < self.sectors / per_cluster => {
+                        (first / per_cluster * per_cluster, (1 + clusters) * per_cluster)
+                    }
+                    _ => (first, count),
+                };
+                let whole = first.is_multiple_of(per_cluster) && count.is_multiple_of(per_cluster);
                 let (tag, result) = match random.below(10) {
+                    0..=3 if whole => {
+                        let data: Vec<u8> =
+                            (first..first + count).flat_map(|number| sector(100 + step, number)).collect();
+                        (Some(100 + step), image.write_compressed(first * SECTOR, &data))
+                    }
                     0..=4 => {
                         let data: Vec<u8> =
                             (first..first + count).flat_map(|number| sector(100 + step, number)).collect();

@@ -111,7 +111,14 @@ impl Game {
         for _ in 0..=self.random.below(8) {
             let (at, length) = self.range();
             let place = at as usize..(at + length) as usize;
-            match self.random.below(8) {
+            match self.random.below(10) {
+                8 | 9 => {
+                    let at = at / self.cluster_size * self.cluster_size;
+                    let length = length.next_multiple_of(self.cluster_size).min(self.model.len() as u64 - at);
+                    let data = mixture(&mut self.random, length);
+                    image.write_compressed(at, &data).unwrap();
+                    self.model[at as usize..][..length as usize].copy_from_slice(&data);
+                }
                 0..=3 => {
                     let data = mixture(&mut self.random, length);
                     image.write(at, &data).unwrap();

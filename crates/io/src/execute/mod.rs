@@ -1,6 +1,7 @@
 //! The third step: moving the bytes. The only place of this crate with threads.
 
 mod compare;
+mod compress;
 mod share;
 mod zero;
 
@@ -11,6 +12,7 @@ use crate::plan::{Action, Move, Plan, UNIT};
 use crate::{Error, ErrorKind, Image, Result};
 
 pub use compare::{compare, diff};
+pub use compress::compress;
 use share::share;
 use zero::is_zero;
 
@@ -66,6 +68,21 @@ struct Totals {
     cloned: AtomicU64,
 }
 
+impl Totals {
+    fn add(total: &AtomicU64, bytes: u64) {
+        total.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn outcome(self) -> Outcome {
+        Outcome {
+            read: self.read.into_inner(),
+            written: self.written.into_inner(),
+            zeroed: self.zeroed.into_inner(),
+            cloned: self.cloned.into_inner(),
+        }
+    }
+}
+
 /// Carries out a plan. `base` is needed if the plan was made with one. Does not flush the target.
 ///
 /// What the storage can clone is cloned, zeroes in it included; the rest is read and written.
@@ -94,12 +111,7 @@ pub fn execute(
         },
         &|step, buffers: &mut Buffers| run_move(&step, source, base, target, buffers, &totals),
     )?;
-    Ok(Outcome {
-        read: totals.read.into_inner(),
-        written: totals.written.into_inner(),
-        zeroed: totals.zeroed.into_inner(),
-        cloned: totals.cloned.into_inner(),
-    })
+    Ok(totals.outcome())
 }
 
 /// What one thread keeps between requests.

@@ -148,6 +148,14 @@ impl Image {
         self.layers.get(layer).map(|layer| &*layer.device)
     }
 
+    /// The cluster size of the top layer, `None` if it is raw.
+    pub(crate) fn cluster_size(&self) -> Option<u64> {
+        match &self.layers.first()?.content {
+            Content::Raw => None,
+            Content::Qcow2(image) => Some(image.cluster_size()),
+        }
+    }
+
     /// Keeps flushes out. It guards nothing but the order of things, so that a panic elsewhere does not matter.
     fn enter(&self) -> RwLockReadGuard<'_, ()> {
         self.gate.read().unwrap_or_else(PoisonError::into_inner)

@@ -97,6 +97,47 @@ impl Image {
         }
     }
 
+    /// Writes whole clusters compressed into the top layer, a qcow2, as its header says; one that does not become
+    /// smaller is written plainly. Otherwise like [`Image::write`].
+    ///
+    /// `InvalidInput` if the top layer is raw, or the range does not begin at a multiple of the cluster size and end
+    /// at one or at the end of the disk.
+    pub fn write_compressed(&self, offset: u64, data: &[u8]) -> Result<()> {
+        let length = data.len() as u64;
+        let top = self.check_write(offset, length)?;
+        let invalid = |message| {
+            Err(Error::new(ErrorKind::InvalidInput, message)
+                .with_path(top.device.name())
+                .with_range(offset, length))
+        };
+        let Content::Qcow2(image) = &top.content else {
+            return invalid("only a qcow2 image can be compressed");
+        };
+        let cluster_size = image.cluster_size();
+        let end = offset + length;
+        if !offset.is_multiple_of(cluster_size) || !(end.is_multiple_of(cluster_size) || end == self.size()) {
+            return invalid("only whole clusters can be compressed");
+        }
+        self.each_part(image, offset, length, |at, length| {
+            let from = (at - offset) as usize;
+            self.unflushed.fetch_add(length, Ordering::Relaxed);
+            for (index, cluster) in
+                data[from..from + length as usize].chunks(cluster_size as usize).enumerate()
+            {
+                let at = at + index as u64 * cluster_size;
+                if cluster.len() as u64 == cluster_size {
+                    image.write_packed(at, cluster, &UnderTop(self))?;
+                } else {
+                    // Beyond the end of the disk there are zeroes.
+                    let mut whole = cluster.to_vec();
+                    whole.resize(cluster_size as usize, 0);
+                    image.write_packed(at, &whole, &UnderTop(self))?;
+                }
+            }
+            Ok(())
+        })
+    }
+
     /// Makes a range read as zeroes, whatever the layers below hold, and gives back its space where possible.
     pub fn write_zeroes(&self, offset: u64, length: u64) -> Result<()> {
         let top = self.check_write(offset, length)?;

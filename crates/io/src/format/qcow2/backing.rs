@@ -72,7 +72,8 @@ pub fn set_backing(device: &dyn Device, backing: Option<&Backing>) -> Result<()>
 /// extension but the backing format, nothing else behind them.
 fn is_ours(sector: &[u8; SECTOR]) -> bool {
     let plain = be32(sector, 4) == Some(3)
-        && be64(sector, 72) == Some(0)
+        // Nothing, or zstd.
+        && matches!(be64(sector, 72), Some(0 | 8))
         && be32(sector, 100) == Some(HEADER_LENGTH as u32);
     let zero = |from: usize, to: usize| sector.get(from..to).is_some_and(|b| b.iter().all(|byte| *byte == 0));
     let rest = match (be64(sector, 8), be32(sector, 16)) {

@@ -31,6 +31,17 @@ impl Packed {
         Packed { host, length: sectors * SECTOR - host % SECTOR }
     }
 
+    /// Data of that length at that place.
+    pub fn new(host: u64, length: u64) -> Packed {
+        Packed { host, length: (host + length).next_multiple_of(SECTOR) - host }
+    }
+
+    /// The L2 entry.
+    pub fn encode(self, cluster_bits: u32) -> u64 {
+        let further = (self.host % SECTOR + self.length) / SECTOR - 1;
+        1 << 62 | further << (62 - (cluster_bits - 8)) | self.host
+    }
+
     /// Numbers of the host clusters that it touches: each has one reference for it.
     pub fn clusters(self, cluster_bits: u32) -> std::ops::RangeInclusive<u64> {
         self.host >> cluster_bits..=(self.host + self.length - 1) >> cluster_bits

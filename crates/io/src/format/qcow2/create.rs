@@ -1,7 +1,8 @@
 //! Making images.
 
 use super::backing::{Backing, HEADER_LENGTH, put_backing};
-use super::header::{MAGIC, MAX_L1_BYTES, unsupported};
+use super::header::{INCOMPATIBLE_COMPRESSION, MAGIC, MAX_L1_BYTES, unsupported};
+use super::packed::Compression;
 use super::table::SECTOR;
 use crate::{Device, Error, ErrorKind, Result};
 
@@ -25,10 +26,16 @@ pub struct CreateOptions {
 /// header, the backing format and the backing name all lie in the first 512 bytes; a name that does not fit
 /// (about 370 bytes) is `InvalidInput`.
 pub fn create(device: &dyn Device, options: &CreateOptions) -> Result<()> {
-    create_with(device, options, CLUSTER_BITS)
+    create_compressed(device, options, Compression::Deflate)
 }
 
-pub(super) fn create_with(device: &dyn Device, options: &CreateOptions, cluster_bits: u32) -> Result<()> {
+/// The same, for an image whose compressed clusters will be of that kind: see
+/// [`Image::write_compressed`](crate::Image::write_compressed). Only zstd shows in the header.
+pub fn create_compressed(
+    device: &dyn Device,
+    options: &CreateOptions,
+    compression: Compression,
+) -> Result<()> {
     let invalid = |message| Error::new(ErrorKind::InvalidInput, message).with_path(device.name());
     if options.preallocate_metadata {
         return Err(unsupported(device, "preallocated metadata"));
@@ -39,7 +46,7 @@ pub(super) fn create_with(device: &dyn Device, options: &CreateOptions, cluster_
         return Err(invalid("size over 2^63"));
     };
     let options = &CreateOptions { size, ..options.clone() };
-    let cluster_size = 1u64 << cluster_bits;
+    let cluster_size = 1u64 << CLUSTER_BITS;
     // One entry even for an empty disk: tables without entries are unusual.
     let l1_entries = options.size.div_ceil(cluster_size * cluster_size / 8).max(1);
     if l1_entries * 8 > MAX_L1_BYTES {
@@ -59,7 +66,7 @@ pub(super) fn create_with(device: &dyn Device, options: &CreateOptions, cluster_
     };
     let first_block = 1 + table_clusters;
     let l1_offset = (first_block + blocks) * cluster_size;
-    let sector = header_sector(options, cluster_bits, l1_entries, l1_offset, table_clusters)
+    let sector = header_sector(options, compression, l1_entries, l1_offset, table_clusters)
         .ok_or_else(|| invalid("the backing name is too long"))?;
 
     if device.is_empty()? {
@@ -87,7 +94,7 @@ pub(super) fn create_with(device: &dyn Device, options: &CreateOptions, cluster_
 /// The first 512 bytes; `None` if the backing name does not fit.
 fn header_sector(
     options: &CreateOptions,
-    cluster_bits: u32,
+    compression: Compression,
     l1_entries: u64,
     l1_offset: u64,
     table_clusters: u64,
@@ -98,14 +105,18 @@ fn header_sector(
     };
     put(0, &MAGIC.to_be_bytes())?;
     put(4, &3u32.to_be_bytes())?;
-    put(20, &cluster_bits.to_be_bytes())?;
+    put(20, &CLUSTER_BITS.to_be_bytes())?;
     put(24, &options.size.to_be_bytes())?;
     put(36, &(l1_entries as u32).to_be_bytes())?;
     put(40, &l1_offset.to_be_bytes())?;
-    put(48, &(1u64 << cluster_bits).to_be_bytes())?;
+    put(48, &(1u64 << CLUSTER_BITS).to_be_bytes())?;
     put(56, &(table_clusters as u32).to_be_bytes())?;
     put(96, &4u32.to_be_bytes())?;
     put(100, &(HEADER_LENGTH as u32).to_be_bytes())?;
+    if compression == Compression::Zstd {
+        put(72, &INCOMPATIBLE_COMPRESSION.to_be_bytes())?;
+        put(104, &[1])?;
+    }
     put_backing(&mut sector, options.backing.as_ref())?;
     Some(sector)
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use super::compressed::{Packed, Unpacker};
 use super::header::{Header, be64, corrupt, unsupported};
+use super::packed::Packer;
 use super::refcount::Writer;
 use super::table::{Cache, SECTOR, Sectors, Table};
 use crate::{Device, Error, ErrorKind, Result};
@@ -75,6 +76,7 @@ pub(crate) struct Qcow2 {
     pub(super) header: Header,
     pub(super) meta: Mutex<Meta>,
     pub(super) unpacker: Unpacker,
+    pub(super) packer: Packer,
     /// Woken when clusters stop being busy.
     pub(super) idle: Condvar,
     /// The device's length when it was last asked; it only grows while we have it open.
@@ -119,6 +121,7 @@ impl Qcow2 {
                 writer,
             }),
             unpacker: Unpacker::new(budget, header.cluster_size()),
+            packer: Packer::default(),
             device,
             header,
             idle: Condvar::new(),

@@ -11,14 +11,16 @@ mod flush;
 mod grow;
 mod header;
 mod mapping;
+mod packed;
 mod refcount;
 mod snapshots;
 mod table;
 mod write;
 
 pub use backing::{Backing, set_backing};
-pub use create::{CreateOptions, create};
+pub use create::{CreateOptions, create, create_compressed};
 pub(crate) use mapping::{Below, Piece, Qcow2};
+pub use packed::Compression;
 pub use snapshots::{Snapshot, snapshots};
 
 use crate::{Device, Result};

@@ -39,6 +39,8 @@ pub(super) struct Writer {
     /// The same for those that hold compressed data: several references, from entries that are never marked as
     /// the only one.
     pub pending_packed: Vec<u64>,
+    /// Where the compressed data that was written last ends; within a cluster there is room for more.
+    pub packed_end: u64,
     /// There are internal snapshots, which share clusters.
     shared: bool,
     /// Clusters that hold metadata, never to be handed out or written as data, whatever the refcounts say.
@@ -161,6 +163,7 @@ impl Writer {
             credit: 4 * SCAN_COST,
             pending: Vec::new(),
             pending_packed: Vec::new(),
+            packed_end: 0,
             shared: header.snapshots > 0,
             metadata,
             busy: HashSet::new(),
@@ -248,6 +251,9 @@ impl Qcow2 {
         if count == 1 {
             writer.cursor = writer.cursor.min(cluster);
             writer.metadata.remove(&cluster);
+            if writer.packed_end >> self.header.cluster_bits == cluster {
+                writer.packed_end = 0;
+            }
         }
         Ok(())
     }

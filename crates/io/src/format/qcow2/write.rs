@@ -37,7 +37,7 @@ impl Qcow2 {
     }
 
     /// Waits until nobody allocates in these guest clusters.
-    fn wait_idle<'a>(
+    pub(super) fn wait_idle<'a>(
         &'a self,
         mut meta: MutexGuard<'a, Meta>,
         clusters: &Range<u64>,
@@ -56,7 +56,7 @@ impl Qcow2 {
     }
 
     /// Makes sure that the L2 table exists, and that no snapshot shares it.
-    fn ensure_l2(&self, meta: &mut Meta, index: u64) -> Result<()> {
+    pub(super) fn ensure_l2(&self, meta: &mut Meta, index: u64) -> Result<()> {
         let owned = meta.l1.get(index as usize).is_some_and(|entry| entry & COPIED != 0);
         let bits = self.header.cluster_bits;
         let old = match self.l2(meta, index)? {
@@ -88,12 +88,12 @@ impl Qcow2 {
         Ok(())
     }
 
-    fn entry(&self, meta: &mut Meta, cluster: u64) -> Result<u64> {
+    pub(super) fn entry(&self, meta: &mut Meta, cluster: u64) -> Result<u64> {
         let (index, within) = self.indexes(cluster << self.header.cluster_bits);
         Ok(self.l2(meta, index)?.map_or(0, |table| table.get64(within)))
     }
 
-    fn set_entry(&self, meta: &mut Meta, cluster: u64, entry: u64) -> Result<()> {
+    pub(super) fn set_entry(&self, meta: &mut Meta, cluster: u64, entry: u64) -> Result<()> {
         let (index, within) = self.indexes(cluster << self.header.cluster_bits);
         self.ensure_l2(meta, index)?;
         if meta.l2.set(index, within * 8, &entry.to_be_bytes()) {
