@@ -107,7 +107,6 @@ const READING: &[Lie] = &[
         b[79] = 8;
         b[104] = 2;
     }),
-    ("extended L2", Unsupported, |b| b[79] = 16),
     ("refcount order 7", Corrupt, |b| put(b, 96, &7u32.to_be_bytes())),
     ("header length 103", Corrupt, |b| put(b, 100, &103u32.to_be_bytes())),
     ("header length 107", Corrupt, |b| put(b, 100, &107u32.to_be_bytes())),

@@ -168,12 +168,10 @@ fn what_is_not_read_is_refused_by_name() {
     let (a, b) = (dir.join("a"), dir.join("b"));
     let (name, other) = (a.to_str().unwrap(), b.to_str().unwrap());
     let data_file = format!("data_file={other}");
-    for (options, word) in [("extended_l2=on", "extended L2"), (data_file.as_str(), "data file")] {
-        qemu("qemu-img", &["create", "-q", "-f", "qcow2", "-o", options, name, "1M"]);
-        let error = refused(&a, false);
-        assert_eq!(error.kind(), ErrorKind::Unsupported);
-        assert!(error.to_string().contains(word), "{error}");
-    }
+    qemu("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &data_file, name, "1M"]);
+    let error = refused(&a, false);
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.to_string().contains("data file"), "{error}");
     qemu("qemu-img", &["create", "-q", "-f", "qcow2", "-o", "compat=0.10", name, "1M"]);
     assert_eq!(refused(&a, true).kind(), ErrorKind::Unsupported);
     qemu("qemu-img", &["create", "-q", "-f", "qcow2", name, "1M"]);

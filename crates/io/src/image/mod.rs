@@ -47,6 +47,14 @@ struct Opened {
 }
 
 impl Opened {
+    /// What its bytes lie on.
+    fn data(&self) -> &Arc<dyn Device> {
+        match &self.content {
+            Content::Raw => &self.device,
+            Content::Qcow2(image) => image.data(),
+        }
+    }
+
     fn size(&self) -> u64 {
         self.size.load(Ordering::Acquire)
     }
@@ -76,6 +84,25 @@ impl Image {
     /// or a qcow2 layer smaller than its `size`. `ShortRead`: a raw device shorter than its `size`, the last
     /// 512-byte block apart.
     pub fn open(layers: Vec<Layer>, writable: bool) -> Result<Image> {
+        Self::open_layers(layers, &[], writable)
+    }
+
+    /// Opens for reading as [`Image::open`] does, with the files that hold the data of layers whose headers say that
+    /// it lies elsewhere: each with the layer's number. The names in the headers count for nothing.
+    ///
+    /// Also `InvalidInput`: a data file for a layer that has none, or that is not there.
+    pub fn open_with_data_files(
+        layers: Vec<Layer>,
+        data_files: &[(usize, Arc<dyn Device>)],
+    ) -> Result<Image> {
+        Self::open_layers(layers, data_files, false)
+    }
+
+    fn open_layers(
+        layers: Vec<Layer>,
+        data_files: &[(usize, Arc<dyn Device>)],
+        writable: bool,
+    ) -> Result<Image> {
         let invalid = |message| Err(Error::new(ErrorKind::InvalidInput, message));
         if layers.is_empty() {
             return invalid("an image needs a layer");
@@ -83,7 +110,12 @@ impl Image {
         if layers.len() > MAX_LAYERS {
             return invalid("more than 256 layers");
         }
+        let is_qcow2 = |index: &usize| layers.get(*index).is_some_and(|layer| layer.format == Format::Qcow2);
+        if !data_files.iter().all(|(index, _)| is_qcow2(index)) {
+            return invalid("a data file of a layer that is none, or not qcow2");
+        }
         let mut ids: Vec<_> = layers.iter().map(|layer| layer.device.id()).collect();
+        ids.extend(data_files.iter().map(|(_, device)| device.id()));
         ids.sort_unstable();
         if ids.windows(2).any(|pair| pair[0] == pair[1]) {
             let name = layers[0].device.name();
@@ -108,7 +140,10 @@ impl Image {
                     Content::Raw
                 }
                 Format::Qcow2 => {
-                    let image = Qcow2::open(Arc::clone(&device), writable && index == 0, below, budget)?;
+                    let data = data_files.iter().find(|(layer, _)| *layer == index);
+                    let data = data.map(|(_, device)| Arc::clone(device));
+                    let writable = writable && index == 0;
+                    let image = Qcow2::open(Arc::clone(&device), data, writable, below, budget)?;
                     if image.size()? < size {
                         return Err(Error::new(
                             ErrorKind::Corrupt,
@@ -216,7 +251,7 @@ impl Image {
             Piece::Zero => RunKind::Zero { layer },
             Piece::Packed(..) => RunKind::Compressed { layer },
             Piece::Data(device_offset) => {
-                RunKind::Data { layer, device: self.layers[layer].device.id(), device_offset }
+                RunKind::Data { layer, device: self.layers[layer].data().id(), device_offset }
             }
         };
         Ok(Run { offset, length, kind })

@@ -1,5 +1,7 @@
 //! The header and its extensions (sections "Header" and "Header extensions" of the specification).
 
+use std::borrow::Cow;
+
 use crate::{Device, Error, ErrorKind, Result};
 
 /// "QFI\xfb".
@@ -7,6 +9,7 @@ pub(super) const MAGIC: u32 = 0x5146_49fb;
 /// Type of the extension that names the backing format.
 pub(super) const EXT_BACKING_FORMAT: u32 = 0xe279_2aca;
 const EXT_BITMAPS: u32 = 0x2385_2875;
+const EXT_FEATURE_NAMES: u32 = 0x6803_f857;
 const EXT_END: u32 = 0;
 
 const INCOMPATIBLE_DIRTY: u64 = 1;
@@ -22,6 +25,14 @@ pub(super) const MAX_L1_BYTES: u64 = 32 << 20;
 pub(super) const MAX_REFTABLE_BYTES: u64 = 8 << 20;
 const MAX_SNAPSHOTS: u32 = 65536;
 const MAX_NAME: u32 = 1023;
+
+/// The bitmaps extension: how many, and where their directory lies. Not checked yet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Extension {
+    pub count: u32,
+    pub directory: u64,
+    pub length: u64,
+}
 
 /// A validated header: every offset is aligned and lies within the device, every size is within QEMU's limits.
 #[derive(Clone, Debug)]
@@ -49,16 +60,16 @@ pub(super) struct Header {
     pub encrypted: bool,
     /// zstd instead of deflate.
     pub zstd: bool,
-    pub bitmaps: bool,
+    pub bitmaps: Option<Extension>,
     pub backing: Option<String>,
     pub backing_format: Option<String>,
 }
 
-pub(super) fn corrupt(device: &dyn Device, message: &'static str) -> Error {
+pub(super) fn corrupt(device: &dyn Device, message: impl Into<Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::Corrupt, message).with_path(device.name())
 }
 
-pub(super) fn unsupported(device: &dyn Device, message: &'static str) -> Error {
+pub(super) fn unsupported(device: &dyn Device, message: impl Into<Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::Unsupported, message).with_path(device.name())
 }
 
@@ -159,7 +170,7 @@ impl Header {
             length: 72,
             encrypted: false,
             zstd: false,
-            bitmaps: false,
+            bitmaps: None,
             backing: None,
             backing_format: None,
         };
@@ -200,8 +211,10 @@ impl Header {
         self.autoclear = front.u64(88)?;
         let refcount_order = front.u32(96)?;
         self.length = front.u32(100)?;
-        if incompatible & !INCOMPATIBLE_KNOWN != 0 {
-            return Err(unsupported(device, "unknown incompatible feature bits"));
+        let unknown = incompatible & !INCOMPATIBLE_KNOWN;
+        if unknown != 0 {
+            let names = self.feature_names(front, unknown).join(", ");
+            return Err(unsupported(device, format!("unknown incompatible features: {names}")));
         }
         if refcount_order > 6 {
             return Err(corrupt(device, "refcounts wider than 64 bits"));
@@ -227,6 +240,39 @@ impl Header {
         }
         self.zstd = compression == 1;
         Ok(())
+    }
+
+    /// What the image itself calls these incompatible features; their bits if it does not say.
+    fn feature_names(&self, front: &mut Front<'_>, bits: u64) -> Vec<String> {
+        const ENTRY: usize = 48;
+        let mut found = Vec::new();
+        let mut at = u64::from(self.length);
+        while at + 8 <= self.cluster_size() {
+            let (Ok(kind), Ok(length)) = (front.u32(at), front.u32(at + 4)) else { break };
+            let length = u64::from(length);
+            at += 8;
+            if kind == EXT_END || length > self.cluster_size() - at {
+                break;
+            }
+            if kind == EXT_FEATURE_NAMES
+                && let Ok(table) = front.slice(at, length)
+            {
+                for entry in
+                    table.chunks_exact(ENTRY).filter(|e| e[0] == 0 && e[1] < 64 && bits >> e[1] & 1 == 1)
+                {
+                    let bit = u32::from(entry[1]);
+                    if found.iter().all(|(known, _)| *known != bit) {
+                        let name = entry[2..].split(|byte| *byte == 0).next().unwrap_or_default();
+                        found.push((bit, String::from_utf8_lossy(name).into_owned()));
+                    }
+                }
+            }
+            at += length.next_multiple_of(8);
+        }
+        let unnamed =
+            (0..64).filter(|bit| bits >> bit & 1 == 1 && !found.iter().any(|(known, _)| known == bit));
+        let unnamed: Vec<String> = unnamed.map(|bit| format!("bit {bit}")).collect();
+        found.into_iter().map(|(bit, name)| format!("{name:?} (bit {bit})")).chain(unnamed).collect()
     }
 
     fn check_tables(&self, device: &dyn Device, file_length: u64) -> Result<()> {
@@ -299,7 +345,21 @@ impl Header {
                     let name = front.slice(at, length)?;
                     self.backing_format = Some(String::from_utf8_lossy(name).into_owned());
                 }
-                EXT_BITMAPS => self.bitmaps = true,
+                EXT_BITMAPS => {
+                    if self.bitmaps.is_some() {
+                        return bad("two bitmaps extensions");
+                    }
+                    let fields = front.slice(at, length)?;
+                    let (Some(count), Some(reserved), Some(bytes), Some(directory), 24) =
+                        (be32(fields, 0), be32(fields, 4), be64(fields, 8), be64(fields, 16), length)
+                    else {
+                        return bad("a bitmaps extension of another length");
+                    };
+                    if count == 0 || reserved != 0 {
+                        return bad("an impossible bitmaps extension");
+                    }
+                    self.bitmaps = Some(Extension { count, directory, length: bytes });
+                }
                 _ => {}
             }
             at += length.next_multiple_of(8);

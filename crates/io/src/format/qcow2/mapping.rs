@@ -73,13 +73,15 @@ pub(super) struct Meta {
 #[derive(Debug)]
 pub(crate) struct Qcow2 {
     pub(super) device: Arc<dyn Device>,
+    /// What the guest's data lies on, if not on the device.
+    data_file: Option<Arc<dyn Device>>,
     pub(super) header: Header,
     pub(super) meta: Mutex<Meta>,
     pub(super) unpacker: Unpacker,
     pub(super) packer: Packer,
     /// Woken when clusters stop being busy.
     pub(super) idle: Condvar,
-    /// The device's length when it was last asked; it only grows while we have it open.
+    /// The length of what has the data, when it was last asked; it only grows while we have it open.
     known_length: AtomicU64,
     /// A flush failed half way: what is on the device is safe, what is in memory is not.
     pub(super) poisoned: AtomicBool,
@@ -88,18 +90,33 @@ pub(crate) struct Qcow2 {
 }
 
 impl Qcow2 {
-    /// Opens the image; `budget` is the number of bytes that its cached tables may take.
-    pub fn open(device: Arc<dyn Device>, writable: bool, has_below: bool, budget: u64) -> Result<Qcow2> {
+    /// Opens the image; `budget` is the number of bytes that its cached tables may take. The data file is the
+    /// caller's choice, whatever name the header has.
+    pub fn open(
+        device: Arc<dyn Device>,
+        data_file: Option<Arc<dyn Device>>,
+        writable: bool,
+        has_below: bool,
+        budget: u64,
+    ) -> Result<Qcow2> {
         let header = Header::read(&*device)?;
         let refuse = |message| Err(unsupported(&*device, message));
         if header.encrypted {
             return refuse("encrypted image");
         }
-        if header.data_file {
-            return refuse("external data file");
+        match (header.data_file, data_file.is_some()) {
+            (true, false) => return refuse("external data file"),
+            (false, true) => {
+                let message = "the image has no external data file";
+                return Err(Error::new(ErrorKind::InvalidInput, message).with_path(device.name()));
+            }
+            _ => {}
         }
-        if header.extended_l2 {
-            return refuse("extended L2 entries (subclusters)");
+        if writable && header.data_file {
+            return refuse("writing to an image with an external data file");
+        }
+        if writable && header.extended_l2 {
+            return refuse("writing to an image with extended L2 entries (subclusters)");
         }
         let length = device.len()?;
         let mut bytes = vec![0; (header.l1_entries * 8) as usize];
@@ -122,10 +139,11 @@ impl Qcow2 {
             }),
             unpacker: Unpacker::new(budget, header.cluster_size()),
             packer: Packer::default(),
+            known_length: AtomicU64::new(data_file.as_ref().map_or(Ok(length), |data| data.len())?),
             device,
+            data_file,
             header,
             idle: Condvar::new(),
-            known_length: AtomicU64::new(length),
             poisoned: AtomicBool::new(false),
         })
     }
@@ -155,13 +173,18 @@ impl Qcow2 {
         })
     }
 
-    /// Whether the range starts within the device; asks for its length again only if it seems not to.
+    /// What the guest's data lies on.
+    pub fn data(&self) -> &Arc<dyn Device> {
+        self.data_file.as_ref().unwrap_or(&self.device)
+    }
+
+    /// Whether the range starts within what has the data; asks for its length again only if it seems not to.
     fn is_inside(&self, offset: u64, length: u64) -> Result<bool> {
         let Some(end) = offset.checked_add(length) else { return Ok(false) };
         if end <= self.known_length.load(Ordering::Relaxed) {
             return Ok(true);
         }
-        let now = self.device.len()?;
+        let now = self.data().len()?;
         self.known_length.store(now, Ordering::Relaxed);
         Ok(end <= now)
     }
@@ -189,7 +212,13 @@ impl Qcow2 {
                     .corrupt("an L2 table is not aligned to a cluster")
                     .with_range(offset, length));
             }
-            if !self.is_inside(offset, length)? {
+            let is_inside = match self.data_file {
+                None => self.is_inside(offset, length)?,
+                Some(_) => offset
+                    .checked_add(length)
+                    .is_some_and(|end| self.device.len().is_ok_and(|now| end <= now)),
+            };
+            if !is_inside {
                 return Err(self.corrupt("an L2 table lies outside the file").with_range(offset, length));
             }
             meta.l2.insert(index, Table::read(&*self.device, offset, length as usize)?);
@@ -199,6 +228,9 @@ impl Qcow2 {
 
     pub(super) fn decode(&self, entry: u64) -> Result<Cluster> {
         if entry & COMPRESSED != 0 {
+            if self.data_file.is_some() {
+                return Err(self.corrupt("a compressed cluster, but an external data file"));
+            }
             return Ok(Cluster::Compressed(Packed::decode(entry, self.header.cluster_bits)));
         }
         let host = entry & OFFSET_MASK;
@@ -206,16 +238,48 @@ impl Qcow2 {
         if !host.is_multiple_of(self.cluster_size()) {
             return Err(self.corrupt("a cluster is not aligned").with_range(host, self.cluster_size()));
         }
-        if entry & ZERO != 0 {
+        if entry & ZERO != 0 && !self.header.extended_l2 {
             if self.header.version < 3 {
                 return Err(self.corrupt("a zero cluster in a version 2 image"));
             }
             return Ok(Cluster::Zero { host, copied });
         }
-        if host == 0 {
+        // In a data file a cluster may lie at 0.
+        if host == 0 && !(copied && self.data_file.is_some()) {
             return Ok(Cluster::Unallocated);
         }
         Ok(Cluster::Data { host, copied })
+    }
+
+    /// Pieces of a cluster that may each be something else: subclusters, or the one that is the cluster.
+    fn grains(&self) -> u64 {
+        if self.header.extended_l2 { 32 } else { 1 }
+    }
+
+    /// What a table says of one grain, counted from the table's begin.
+    fn grain(&self, table: &Table, at: u64) -> Result<Piece> {
+        let index = (at / self.grains()) as usize;
+        if !self.header.extended_l2 {
+            return Ok(match self.decode(table.get64(index))? {
+                Cluster::Unallocated => Piece::Unallocated,
+                Cluster::Zero { .. } => Piece::Zero,
+                Cluster::Data { host, .. } => Piece::Data(host),
+                Cluster::Compressed(packed) => Piece::Packed(packed, 0),
+            });
+        }
+        let (cluster, bitmap) = (self.decode(table.get64(2 * index))?, table.get64(2 * index + 1));
+        let (allocated, zero) = (bitmap >> (at % 32) & 1 == 1, bitmap >> (32 + at % 32) & 1 == 1);
+        match cluster {
+            Cluster::Compressed(packed) if bitmap == 0 => Ok(Piece::Packed(packed, 0)),
+            Cluster::Compressed(_) => Err(self.corrupt("a compressed cluster with subclusters")),
+            _ if allocated && zero => Err(self.corrupt("a subcluster is both allocated and zero")),
+            _ if zero => Ok(Piece::Zero),
+            Cluster::Data { host, .. } if allocated => {
+                Ok(Piece::Data(host + at % 32 * (self.cluster_size() / 32)))
+            }
+            _ if allocated => Err(self.corrupt("a subcluster without its cluster")),
+            _ => Ok(Piece::Unallocated),
+        }
     }
 
     /// The first piece at `offset`, at most `length` bytes (not 0, within the virtual size).
@@ -233,41 +297,38 @@ impl Qcow2 {
             }
             return Ok((Piece::Unallocated, length.min(end - offset)));
         };
-        let skip = offset % cluster_size;
-        let piece = |cluster| match cluster {
-            Cluster::Unallocated => Piece::Unallocated,
-            Cluster::Zero { .. } => Piece::Zero,
-            Cluster::Data { host, .. } => Piece::Data(host),
-            Cluster::Compressed(packed) => Piece::Packed(packed, skip),
-        };
-        let first = piece(self.decode(table.get64(within))?);
-        let mut have = cluster_size - skip;
-        if let Piece::Packed(..) = first {
-            return Ok((first, have.min(length)));
+        let grains = self.grains();
+        let grain_size = cluster_size / grains;
+        let (skip, start) =
+            (offset % grain_size, within as u64 * grains + offset % cluster_size / grain_size);
+        let first = self.grain(table, start)?;
+        if let Piece::Packed(packed, _) = first {
+            let skip = offset % cluster_size;
+            return Ok((Piece::Packed(packed, skip), (cluster_size - skip).min(length)));
         }
-        let mut clusters = 1;
-        for at in within + 1..self.header.l2_entries() as usize {
+        let mut have = grain_size - skip;
+        let mut count = 1;
+        for at in start + 1..self.header.l2_entries() * grains {
             if have >= length {
                 break;
             }
             // A bad entry further on is met, and reported, when it is its turn.
-            let Ok(next) = self.decode(table.get64(at)) else { break };
-            let same = match (first, piece(next)) {
-                (Piece::Data(host), Piece::Data(next)) => {
-                    host.checked_add(clusters * cluster_size) == Some(next)
-                }
+            let Ok(next) = self.grain(table, at) else { break };
+            let same = match (first, next) {
+                (Piece::Data(host), Piece::Data(next)) => host.checked_add(count * grain_size) == Some(next),
                 (first, next) => first == next,
             };
             if !same {
                 break;
             }
-            have += cluster_size;
-            clusters += 1;
+            have += grain_size;
+            count += 1;
         }
         let length = have.min(length);
         if let Piece::Data(host) = first {
             // The last cluster may be cut short by the end of the file.
-            if !self.is_inside(host + (clusters - 1) * cluster_size, 1)? {
+            let last = host + (count - 1) * grain_size;
+            if !self.is_inside(last - last % cluster_size, 1)? {
                 return Err(self.corrupt("a cluster lies outside the file").with_range(offset, length));
             }
             return Ok((Piece::Data(host + skip), length));
@@ -277,9 +338,9 @@ impl Qcow2 {
 
     /// Reads data that [`Qcow2::map`] found; a last cluster that the file cuts short reads as zeroes there.
     pub fn read_data(&self, host: u64, buffer: &mut [u8]) -> Result<()> {
-        match self.device.read_at(host, buffer) {
+        match self.data().read_at(host, buffer) {
             Err(error) if error.kind() == ErrorKind::ShortRead => {
-                let length = self.device.len()?;
+                let length = self.data().len()?;
                 let end = host.saturating_add(buffer.len() as u64);
                 // More than a cluster short: the file shrank.
                 if length.next_multiple_of(self.cluster_size()) < end {
@@ -288,7 +349,7 @@ impl Qcow2 {
                 let have = (length.saturating_sub(host) as usize).min(buffer.len());
                 let (now, rest) = buffer.split_at_mut(have);
                 rest.fill(0);
-                self.device.read_at(host, now)
+                self.data().read_at(host, now)
             }
             other => other,
         }

@@ -5,6 +5,7 @@
 
 mod alloc;
 mod backing;
+mod bitmaps;
 mod compressed;
 mod create;
 mod flush;
@@ -18,6 +19,7 @@ mod table;
 mod write;
 
 pub use backing::{Backing, set_backing};
+pub use bitmaps::{Bitmap, bitmaps, visit_bitmap};
 pub use create::{CreateOptions, create, create_compressed};
 pub(crate) use mapping::{Below, Piece, Qcow2};
 pub use packed::Compression;
@@ -54,7 +56,7 @@ pub struct Info {
     pub encrypted: bool,
     /// Subclusters.
     pub extended_l2: bool,
-    /// It has persistent bitmaps, consistent or not.
+    /// It has persistent bitmaps, consistent or not; [`bitmaps()`] lists them.
     pub bitmaps: bool,
     /// Compressed clusters, if any, are zstd instead of deflate.
     pub zstd: bool,
@@ -79,7 +81,7 @@ pub fn info(device: &dyn Device) -> Result<Info> {
         snapshots: header.snapshots,
         encrypted: header.encrypted,
         extended_l2: header.extended_l2,
-        bitmaps: header.bitmaps,
+        bitmaps: header.bitmaps.is_some(),
         zstd: header.zstd,
     })
 }

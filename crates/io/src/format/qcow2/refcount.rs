@@ -66,7 +66,7 @@ impl Writer {
         if header.dirty || header.corrupt {
             return refuse("writing to an image that is marked dirty or corrupt");
         }
-        if header.bitmaps || header.autoclear & AUTOCLEAR_BITMAPS != 0 {
+        if header.bitmaps.is_some() || header.autoclear & AUTOCLEAR_BITMAPS != 0 {
             return refuse("writing to an image with persistent bitmaps");
         }
         let cluster_size = header.cluster_size();
