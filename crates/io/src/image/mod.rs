@@ -178,9 +178,9 @@ impl Image {
         })
     }
 
-    /// What a layer, counted from the top, lies on; `None`: there is no such layer.
+    /// What the bytes of a layer, counted from the top, lie on; `None`: there is no such layer.
     pub(crate) fn device(&self, layer: usize) -> Option<&dyn Device> {
-        self.layers.get(layer).map(|layer| &*layer.device)
+        self.layers.get(layer).map(|layer| &**layer.data())
     }
 
     /// The cluster size of the top layer, `None` if it is raw.

@@ -17,6 +17,7 @@ mod refcount;
 mod snapshots;
 mod table;
 mod write;
+mod zero;
 
 pub use backing::{Backing, set_backing};
 pub use bitmaps::{Bitmap, bitmaps, visit_bitmap};
