@@ -347,6 +347,28 @@ fn what_is_broken_here_is_taken_from_elsewhere() {
 }
 
 #[test]
+fn a_snapshot_whose_data_was_lost_is_copied_again() {
+    let scene = Scene::new();
+    let disk = scene.disk("A", 7, 4);
+    let snapshot = scene.snapshot("A", &disk);
+    let whole = scene.read("A", &snapshot);
+    scene.copy("B", &snapshot, None, &CopyOptions::default());
+    let data = scene.repo("B").join("data");
+    for file in std::fs::read_dir(&data).unwrap() {
+        std::fs::remove_file(file.unwrap().path()).unwrap();
+    }
+    assert_eq!(scene.status("B", &snapshot), Status::Broken);
+    // No source either: a copy looks further.
+    let child = scene.create("B", None, Some(&snapshot), &CreateOptions::default());
+    settle(&scene.store, "B", &child);
+    scene.copy("B", &snapshot, None, &CopyOptions::default());
+    assert_eq!(scene.status("B", &snapshot), Status::Optimized);
+    for id in [&snapshot, &child] {
+        scene.holds("B", id, &whole);
+    }
+}
+
+#[test]
 fn a_mend_fix_does_what_it_says() {
     let scene = Scene::new();
     let (base, id) = partial(&scene, &CopyOptions { mutable: false, ..CopyOptions::default() });

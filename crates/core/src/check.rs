@@ -163,16 +163,18 @@ impl<V: View> Judge<'_, V> {
         match resolve(self.view, image.clone())? {
             Resolved::Broken(partial, _) => {
                 // What it is built on has a fix of its own. One that is not here may come, or the image be fetched.
-                let waits = match partial.base() {
-                    Some(base) => self.view.image(base)?.is_some_and(|base| base.state == State::Pending),
+                let base = match partial.base() {
+                    Some(base) => self.view.image(base)?,
+                    None => None,
+                };
+                let waits = match base {
+                    Some(base) if base.state == State::Pending => true,
+                    Some(base) => base.visible() && elsewhere(self.repos, self.repo, base.id())?.is_some(),
                     None => false,
                 };
                 if waits { Ok(None) } else { fetch() }
             }
             Resolved::Whole(chain) => {
-                if !self.view.object(chain.top().volume.id())? {
-                    return fetch();
-                }
                 if !self.is_mirrored(&chain)? {
                     return Ok(Some(Action::Mend(id)));
                 }
@@ -221,7 +223,9 @@ impl<V: View> Judge<'_, V> {
             && match self.view.volume(id) {
                 Err(error) if error.is_bad_record() => return Ok(None),
                 other => other?.is_none(),
-            };
+            }
+            // An image that lost the record of its volume still has its bytes: they may be rescued.
+            && self.view.held_by(id)?.is_empty();
         Ok(garbage.then_some(Action::CleanObject(id)))
     }
 

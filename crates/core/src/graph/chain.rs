@@ -125,6 +125,9 @@ pub(crate) fn resolve(view: &impl View, image: ImageRecord) -> Result<Resolved> 
         if volume.size < image.size {
             return broken(chain, format!("the volume of image {id} is smaller than the image"));
         }
+        if !view.object(volume.id())? {
+            return broken(chain, format!("the data of image {id} is not there"));
+        }
         let backing = volume.backing.clone();
         chain.links.push(Link { image, volume });
         next = match backing.map(|backing| (backing.image, view.image(backing.image))) {

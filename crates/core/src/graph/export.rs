@@ -166,7 +166,7 @@ impl Export {
             progress: &|bytes| env.task.add_done(bytes),
             threads: env.threads,
         };
-        let outcome = execute(&plan, &self.source, None, target, &control)?;
+        let outcome = env.outcome(execute(&plan, &self.source, None, target, &control))?;
         self.limit.spend(outcome.read);
         self.position += length;
         env.task.set_done(self.position);

@@ -170,11 +170,12 @@ impl Mend {
             return Ok(Step::Again);
         }
         let whole = match chain::resolve(&Now(&self.repo, Read::Fresh), image.clone())? {
-            Resolved::Whole(chain) if self.repo.driver.volume_exists(image.volume)? => chain,
-            Resolved::Whole(_) => return self.fetch(env, image),
+            Resolved::Whole(chain) => chain,
             Resolved::Broken(partial, _) => {
                 return match self.complete_base(&partial)? {
                     Some(step) => Ok(step),
+                    // Its own data is lost.
+                    None if partial.links.is_empty() => self.fetch(env, image),
                     // It may have been stored without its base on purpose: that base makes it whole.
                     None if !self.fetch_partial => Ok(Step::Done),
                     None => self.fetch(env, image),

@@ -300,7 +300,7 @@ impl Merge {
             progress: &|bytes| env.task.add_done(bytes),
             threads: env.threads,
         };
-        let outcome = execute(&plan, &self.source, None, &self.target, &control)?;
+        let outcome = env.outcome(execute(&plan, &self.source, None, &self.target, &control))?;
         self.position += length;
         env.task.set_done(self.position);
         self.limit.spend(outcome.read);

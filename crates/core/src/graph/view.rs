@@ -30,27 +30,15 @@ pub(crate) fn status(repo: &Repo, image: &ImageRecord, tasks: Vec<TaskInfo>) -> 
 
 /// The status, and as much of the chain as is there.
 fn judge(repo: &Repo, image: &ImageRecord) -> Result<(Status, Chain)> {
-    if let Resolved::Whole(chain) = resolve(&Now(repo, Read::Relaxed), image.clone())?
-        && has_objects(repo, &chain)?
-    {
+    if let Resolved::Whole(chain) = resolve(&Now(repo, Read::Relaxed), image.clone())? {
         return Ok((chain.status(), chain));
     }
     // What was read may have been moving: broken is only what is so twice.
     let now = repo.image(image.id())?.unwrap_or_else(|| image.clone());
     Ok(match resolve(&Now(repo, Read::Fresh), now)? {
-        Resolved::Whole(chain) if has_objects(repo, &chain)? => (chain.status(), chain),
-        Resolved::Whole(chain) | Resolved::Broken(chain, _) => (Status::Broken, chain),
+        Resolved::Whole(chain) => (chain.status(), chain),
+        Resolved::Broken(chain, _) => (Status::Broken, chain),
     })
-}
-
-/// Whether the bytes are there, not the records alone.
-fn has_objects(repo: &Repo, chain: &Chain) -> Result<bool> {
-    for link in &chain.links {
-        if !repo.driver.volume_exists(link.volume.id())? {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 /// What it is.

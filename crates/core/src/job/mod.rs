@@ -6,8 +6,8 @@ mod task;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::Result;
 use crate::repo::Repo;
+use crate::{Error, ErrorKind, Result};
 
 pub(crate) use pool::{Pool, TaskRequest};
 pub(crate) use task::{Task, percent, validate_task_id};
@@ -31,6 +31,18 @@ pub(crate) struct Env<'a> {
     pub task: &'a Task,
     /// Threads that may move data.
     pub threads: usize,
+}
+
+impl Env<'_> {
+    /// The outcome of moving data: that it was cancelled means that the task was stopped.
+    pub fn outcome<T>(&self, moved: vdsmstore_io::Result<T>) -> Result<T> {
+        moved.map_err(|error| match error.kind() {
+            vdsmstore_io::ErrorKind::Cancelled => {
+                Error::new(ErrorKind::Stopped, format!("task {:?} was stopped", self.task.id))
+            }
+            _ => error.into(),
+        })
+    }
 }
 
 /// Work in steps, each short enough to be stopped after; everything needed to go on is in the repository.

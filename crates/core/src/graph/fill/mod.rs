@@ -15,7 +15,7 @@ use crate::job::{Env, Step};
 use crate::record::{Fill, How, ImageRecord, Progress, Source, State, VolumeRecord, VolumeState};
 use crate::repo::{Change, Repo};
 use crate::repository::{Access, OpenVolume};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, Result};
 
 use super::{add, chain};
 use claim::{claim, replace_volume};
@@ -181,14 +181,7 @@ impl Filler {
             threads: env.threads,
         };
         let outcome = execute(&plan, &copy.source.image, base, &copy.target, &control);
-        let outcome = match outcome {
-            Err(error) if error.kind() == vdsmstore_io::ErrorKind::Cancelled => {
-                // What was copied whole before this step is kept.
-                self.flush(copy, env)?;
-                return Err(Error::new(ErrorKind::Stopped, format!("task {:?} was stopped", env.task.id)));
-            }
-            outcome => outcome?,
-        };
+        let outcome = env.outcome(outcome)?;
         copy.position += length;
         env.task.set_done(copy.position);
         copy.limit.spend(outcome.read.max(outcome.written));
@@ -242,11 +235,12 @@ impl Filler {
 
     /// Persists why the work ended early.
     pub fn failed(&self, error: &Error) {
-        let (position, watermark, size, token) = self
-            .copy
-            .as_ref()
-            .map_or((0, 0, 0, None), |copy| (copy.position, copy.watermark, copy.size, copy.source.token));
         if self.look().is_ok() {
+            let (position, watermark, size, token) = self.copy.as_ref().map_or((0, 0, 0, None), |copy| {
+                // What was copied whole is kept, if it can be.
+                let watermark = if copy.target.flush().is_ok() { copy.position } else { copy.watermark };
+                (copy.position, watermark, copy.size, copy.source.token)
+            });
             // It cannot be said if the storage does not take it.
             let progress = self.progress(position, watermark, size, Some(error_text(error)), token);
             let _ = self.repo.put_progress(self.image, &progress);
