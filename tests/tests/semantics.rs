@@ -484,7 +484,7 @@ fn a_partial_copy_needs_a_snapshot_that_somebody_has() {
             &CopyOptions { partial, ..CopyOptions::default() },
         )
     };
-    fails(ErrorKind::InvalidParameter, copy(&disk, true));
+    fails(ErrorKind::NotASnapshot, copy(&disk, true));
     fails(ErrorKind::ImageNotFound, copy("00000000-0000-4000-8000-000000000000", true));
     let snapshot = scene.snapshot("A", &disk);
     fails(ErrorKind::ImageNotFound, copy(&snapshot, false));
