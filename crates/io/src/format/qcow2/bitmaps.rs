@@ -12,9 +12,9 @@ const GRANULARITY: std::ops::RangeInclusive<u32> = 9..=31;
 /// Entries of one bitmap's table, so that it takes no more than 32 MiB.
 const MAX_TABLE: u64 = 1 << 22;
 /// Bit 0 of a table entry without an offset: all ones.
-const ALL_ONES: u64 = 1;
+pub(super) const ALL_ONES: u64 = 1;
 
-const IN_USE: u32 = 1;
+pub(super) const IN_USE: u32 = 1;
 const AUTO: u32 = 2;
 const EXTRA_COMPATIBLE: u32 = 4;
 
@@ -35,6 +35,11 @@ pub struct Bitmap {
 /// An entry of the directory.
 pub(super) struct Entry {
     pub bitmap: Bitmap,
+    /// Whoever wrote to the image last did not finish.
+    pub in_use: bool,
+    /// Where the flags lie in the file, and what they are.
+    pub flags_at: u64,
+    pub flags: u32,
     pub table: u64,
     pub table_entries: u64,
 }
@@ -138,6 +143,7 @@ pub(super) fn read(device: &dyn Device, header: &Header) -> Result<Vec<Entry>> {
     let mut entries: Vec<Entry> = Vec::new();
     let mut rest = bytes.as_slice();
     for _ in 0..count {
+        let at = directory + (bytes.len() - rest.len()) as u64;
         let fixed = rest.get(..24).ok_or_else(|| bad("the bitmap directory is too short"))?;
         let word = |at: usize| be32(fixed, at).unwrap_or(0);
         let (flags, kind, bits) = (word(12), fixed[16], u32::from(fixed[17]));
@@ -160,6 +166,9 @@ pub(super) fn read(device: &dyn Device, header: &Header) -> Result<Vec<Entry>> {
         let consistent = header.autoclear & AUTOCLEAR_BITMAPS != 0 && flags & IN_USE == 0 && !extra_counts;
         entries.push(Entry {
             bitmap: Bitmap { name, granularity: 1 << bits, enabled: flags & AUTO != 0, consistent },
+            in_use: flags & IN_USE != 0,
+            flags_at: at + 12,
+            flags,
             table: be64(fixed, 0).unwrap_or(0),
             table_entries: u64::from(word(8)),
         });
@@ -167,33 +176,42 @@ pub(super) fn read(device: &dyn Device, header: &Header) -> Result<Vec<Entry>> {
     if rest.is_empty() { Ok(entries) } else { Err(bad("the bitmap directory is too long")) }
 }
 
-/// One bitmap's table: where its bits lie, each cluster checked.
-pub(super) fn read_table(device: &dyn Device, header: &Header, entry: &Entry) -> Result<Vec<u64>> {
+/// Whether a bitmap's table lies in the file and, unless it is not in step anyway, covers the disk.
+pub(super) fn check_table(device: &dyn Device, header: &Header, entry: &Entry) -> Result<()> {
     let (cluster_size, length) = (header.cluster_size(), device.len()?);
-    let bad =
-        |message: &'static str| corrupt(device, message).with_range(entry.table, entry.table_entries * 8);
-    let inside = |offset: u64, bytes: u64| {
-        offset.is_multiple_of(cluster_size) && offset.checked_add(bytes).is_some_and(|end| end <= length)
+    let bad = |message: &'static str| {
+        Err(corrupt(device, message).with_range(entry.table, entry.table_entries * 8))
     };
     if entry.table_entries > MAX_TABLE {
         return Err(unsupported(device, "a bitmap's table over 32 MiB"));
     }
     // No overflow: 2 MiB, 8 bits, 2 GiB.
     let per_cluster = cluster_size * 8 * entry.bitmap.granularity;
-    if entry.table_entries < header.size.div_ceil(per_cluster) {
-        return Err(bad("a bitmap's table is too short"));
+    if entry.table_entries < header.size.div_ceil(per_cluster) && !entry.in_use {
+        return bad("a bitmap's table is too short");
     }
-    if !inside(entry.table, entry.table_entries * 8) || entry.table == 0 {
-        return Err(bad("a bitmap's table lies outside the file or is not aligned"));
+    let end = entry.table.checked_add(entry.table_entries * 8);
+    if entry.table == 0 || !entry.table.is_multiple_of(cluster_size) || end.is_none_or(|end| end > length) {
+        return bad("a bitmap's table lies outside the file or is not aligned");
     }
+    Ok(())
+}
+
+/// One bitmap's table: where its bits lie, each cluster checked.
+pub(super) fn read_table(device: &dyn Device, header: &Header, entry: &Entry) -> Result<Vec<u64>> {
+    check_table(device, header, entry)?;
+    let (cluster_size, length) = (header.cluster_size(), device.len()?);
     let mut bytes = vec![0; (entry.table_entries * 8) as usize];
     device.read_at(entry.table, &mut bytes)?;
     let table: Vec<u64> = bytes.chunks_exact(8).filter_map(|entry| be64(entry, 0)).collect();
     for place in &table {
         let offset = place & OFFSET_MASK;
         let impossible = place & !(OFFSET_MASK | ALL_ONES) != 0 || offset != 0 && place & ALL_ONES != 0;
-        if impossible || offset != 0 && !inside(offset, cluster_size) {
-            return Err(bad("bits of a bitmap lie outside the file or are not aligned"));
+        let inside = offset.is_multiple_of(cluster_size)
+            && offset.checked_add(cluster_size).is_some_and(|end| end <= length);
+        if impossible || !inside {
+            return Err(corrupt(device, "bits of a bitmap lie outside the file or are not aligned")
+                .with_range(entry.table, entry.table_entries * 8));
         }
     }
     Ok(table)

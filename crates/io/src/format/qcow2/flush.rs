@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::mapping::{Meta, Qcow2};
 use super::table::SECTOR;
+use super::tracking::Tracking;
 use crate::{Error, ErrorKind, Result};
 
 impl Qcow2 {
@@ -49,7 +50,9 @@ impl Qcow2 {
         let writer = meta.writer.as_ref();
         Ok(meta.l2.is_crowded()
             || writer.is_some_and(|w| {
-                w.blocks.is_crowded() || w.pending.len() + w.pending_packed.len() >= MAX_PENDING
+                w.tracking.as_ref().is_some_and(Tracking::is_crowded)
+                    || w.blocks.is_crowded()
+                    || w.pending.len() + w.pending_packed.len() >= MAX_PENDING
             }))
     }
 
@@ -58,6 +61,9 @@ impl Qcow2 {
         let Meta { size: now, l1, l1_offset, l1_moved, l1_dirty, l2, writer: Some(writer) } = meta else {
             return device.flush();
         };
+
+        // Bits are data, though a crash makes them worthless.
+        self.store_bits(writer)?;
 
         // (a) What nothing refers to yet: data (written already), refcounts, new tables.
         writer.blocks.write(device, |_| true)?;
@@ -98,7 +104,11 @@ impl Qcow2 {
         if !l1_dirty.is_clean() {
             self.write_entries(l1, l1_dirty, *l1_offset)?;
         }
-        if tables > 0 || !l1_dirty.is_clean() {
+        let bits = match &mut writer.tracking {
+            Some(tracking) => tracking.write_tables(device)?,
+            None => false,
+        };
+        if tables > 0 || bits || !l1_dirty.is_clean() {
             device.flush()?;
             l1_dirty.clear();
         }
@@ -111,6 +121,11 @@ impl Qcow2 {
                 sector[40..48].copy_from_slice(&l1_offset.to_be_bytes());
             })?;
             *l1_moved = false;
+        }
+
+        // (c'') All that was touched is marked.
+        if let Some(tracking) = &mut writer.tracking {
+            tracking.finish(device)?;
         }
 
         // (d) Nothing durable refers to these any more. Lost, this is a leak.

@@ -1,6 +1,6 @@
 //! A larger disk: more L1 entries, in another place, and the header's new size last.
 
-use super::header::MAX_L1_BYTES;
+use super::header::{MAX_L1_BYTES, unsupported};
 use super::mapping::Qcow2;
 use super::table::SECTOR;
 use crate::{Error, ErrorKind, Result};
@@ -11,6 +11,9 @@ impl Qcow2 {
         if size.div_ceil(self.coverage()) * 8 > MAX_L1_BYTES {
             let message = "the image is too large for its cluster size";
             return Err(Error::new(ErrorKind::InvalidInput, message).with_path(self.device.name()));
+        }
+        if !self.bitmaps_reach(size)? {
+            return Err(unsupported(&*self.device, "growing an image beyond what its bitmaps can record"));
         }
         self.check_poisoned()
     }

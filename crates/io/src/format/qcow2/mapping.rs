@@ -85,6 +85,8 @@ pub(crate) struct Qcow2 {
     known_length: AtomicU64,
     /// A flush failed half way: what is on the device is safe, what is in memory is not.
     pub(super) poisoned: AtomicBool,
+    /// Some bitmap must record what is written.
+    pub(super) tracks: bool,
     /// Zeroes must be explicit, because something may show through from below.
     pub(super) explicit_zero: bool,
 }
@@ -127,6 +129,7 @@ impl Qcow2 {
         let writer =
             if writable { Some(Writer::open(&*device, &header, &l1, length, tables)?) } else { None };
         Ok(Qcow2 {
+            tracks: writer.as_ref().is_some_and(|writer| writer.tracking.is_some()),
             explicit_zero: has_below || header.backing.is_some(),
             meta: Mutex::new(Meta {
                 size: header.size,

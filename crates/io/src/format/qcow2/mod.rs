@@ -16,6 +16,7 @@ mod packed;
 mod refcount;
 mod snapshots;
 mod table;
+mod tracking;
 mod write;
 mod zero;
 

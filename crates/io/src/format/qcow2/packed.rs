@@ -84,6 +84,7 @@ impl Qcow2 {
     /// [`Qcow2::flush`] meanwhile.
     pub fn write_packed(&self, offset: u64, data: &[u8], below: &dyn Below) -> Result<()> {
         let Some(bytes) = self.pack(data)? else { return self.write(offset, data, below) };
+        self.touch(offset, data.len() as u64)?;
         let bits = self.header.cluster_bits;
         let cluster = offset >> bits;
         let mut meta = self.wait_idle(self.lock()?, &(cluster..cluster + 1))?;

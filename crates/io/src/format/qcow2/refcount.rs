@@ -10,6 +10,7 @@ use super::header::{AUTOCLEAR_BITMAPS, Header, be64, corrupt, unsupported};
 use super::mapping::{COPIED, OFFSET_MASK, Qcow2};
 use super::snapshots;
 use super::table::{Cache, Sectors, Table};
+use super::tracking::Tracking;
 use crate::{Device, Result};
 
 /// The refcount side of an image that is open for writing.
@@ -47,8 +48,11 @@ pub(super) struct Writer {
     pub metadata: HashSet<u64>,
     /// Guest clusters that are being allocated: their mapping must not change.
     pub busy: HashSet<u64>,
-    /// The autoclear bits have been cleared.
+    /// The autoclear bits have been cleared, but for those here, whose features are respected.
     pub prepared: bool,
+    pub autoclear: u64,
+    /// The bitmaps that record what is written.
+    pub tracking: Option<Tracking>,
 }
 
 impl Writer {
@@ -65,9 +69,6 @@ impl Writer {
         }
         if header.dirty || header.corrupt {
             return refuse("writing to an image that is marked dirty or corrupt");
-        }
-        if header.bitmaps.is_some() || header.autoclear & AUTOCLEAR_BITMAPS != 0 {
-            return refuse("writing to an image with persistent bitmaps");
         }
         let cluster_size = header.cluster_size();
         let mut bytes = vec![0; (header.reftable_clusters * cluster_size) as usize];
@@ -150,6 +151,9 @@ impl Writer {
                 }
             }
         }
+        let tracking = Tracking::open(device, header, &mut metadata)?;
+        // What we keep in step, or what needs no keeping, stays.
+        let autoclear = if header.bitmaps.is_some() { header.autoclear & AUTOCLEAR_BITMAPS } else { 0 };
         let mut writer = Writer {
             table,
             table_offset: header.reftable_offset,
@@ -167,7 +171,9 @@ impl Writer {
             shared: header.snapshots > 0,
             metadata,
             busy: HashSet::new(),
-            prepared: header.autoclear == 0,
+            prepared: header.autoclear == autoclear,
+            autoclear,
+            tracking,
         };
         writer.find_end(device, header)?;
         Ok(writer)

@@ -31,7 +31,8 @@ impl Qcow2 {
         let writer = self.writer(&mut meta.writer)?;
         if !writer.prepared {
             // Whoever knows these bits must learn that we changed the image without knowing them.
-            self.rewrite_header(|sector| sector[88..96].fill(0))?;
+            let autoclear = writer.autoclear;
+            self.rewrite_header(|sector| sector[88..96].copy_from_slice(&autoclear.to_be_bytes()))?;
             writer.prepared = true;
         }
         Ok(())
@@ -143,6 +144,7 @@ impl Qcow2 {
 
     /// Writes within one L2 table's range. The caller excludes [`Qcow2::flush`] meanwhile.
     pub fn write(&self, mut offset: u64, mut data: &[u8], below: &dyn Below) -> Result<()> {
+        self.touch(offset, data.len() as u64)?;
         while !data.is_empty() {
             let done = self.write_some(offset, data, below)?;
             offset += done as u64;
@@ -186,6 +188,7 @@ impl Qcow2 {
         source: &dyn Device,
         source_offset: u64,
     ) -> Result<u64> {
+        self.touch(offset, length)?;
         let cluster_size = self.cluster_size();
         let mut done = 0;
         while done < length {

@@ -32,6 +32,7 @@ impl Qcow2 {
     /// With something below, zeroes that show through from there are made explicit too: what lies below may be
     /// merged away later, and then the zeroes must not go with it.
     pub fn zero_part(&self, mut offset: u64, mut length: u64, below: &dyn Below) -> Result<()> {
+        self.touch(offset, length)?;
         let cluster_size = self.cluster_size();
         while length > 0 {
             let start = offset - offset % cluster_size;
@@ -66,6 +67,8 @@ impl Qcow2 {
 
     /// Zeroes whole clusters under one L2 table; `allocated_only`: those with an entry that is not empty.
     pub fn zero_clusters(&self, clusters: Range<u64>, allocated_only: bool) -> Result<()> {
+        let bits = self.header.cluster_bits;
+        self.touch(clusters.start << bits, (clusters.end - clusters.start) << bits)?;
         let mut meta = self.wait_idle(self.lock()?, &clusters)?;
         let meta = &mut *meta;
         self.prepare(meta)?;

@@ -1,0 +1,245 @@
+//! Persistent bitmaps while the image is written: what changes is recorded in every enabled one.
+//!
+//! Before the first change their directory says "in use", which makes them worthless if we are cut off. A flush
+//! writes the bits along with everything else and takes the flag away last.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::bitmaps::{self, ALL_ONES};
+use super::header::{AUTOCLEAR_BITMAPS, Header, corrupt, unsupported};
+use super::mapping::{Meta, OFFSET_MASK, Qcow2};
+use super::refcount::Writer;
+use super::table::Sectors;
+use crate::{Device, Result};
+
+/// So many separate ranges wait that they should be written.
+const MAX_TOUCHED: usize = 1 << 16;
+
+/// The enabled bitmaps of an image, and what they lack.
+#[derive(Debug)]
+pub(super) struct Tracking {
+    bitmaps: Vec<Tracked>,
+    /// The directory says so, durably.
+    in_use: bool,
+    /// What was written since the bits were: begins and ends, disjoint and not adjacent.
+    touched: BTreeMap<u64, u64>,
+}
+
+#[derive(Debug)]
+struct Tracked {
+    /// Where the flags lie in the file, and what they are at rest.
+    flags_at: u64,
+    flags: u32,
+    granularity: u64,
+    table_at: u64,
+    table: Vec<u64>,
+    table_dirty: Sectors,
+}
+
+impl Tracking {
+    /// Reads what bitmaps there are, and claims their clusters; `None`: none needs to be kept in step.
+    ///
+    /// Without the autoclear bit nobody trusts them or their clusters any more.
+    pub fn open(
+        device: &dyn Device,
+        header: &Header,
+        claimed: &mut HashSet<u64>,
+    ) -> Result<Option<Tracking>> {
+        let Some(extension) = header.bitmaps.filter(|_| header.autoclear & AUTOCLEAR_BITMAPS != 0) else {
+            return Ok(None);
+        };
+        let cluster_size = header.cluster_size();
+        let mut claim = |offset: u64, bytes: u64| {
+            let first = offset / cluster_size;
+            let mut clusters = first..first + bytes.div_ceil(cluster_size);
+            if clusters.all(|cluster| claimed.insert(cluster)) {
+                Ok(())
+            } else {
+                Err(corrupt(device, "two tables share a cluster"))
+            }
+        };
+        let mut tracked = Vec::new();
+        let entries = bitmaps::read(device, header)?;
+        claim(extension.directory, extension.length)?;
+        for entry in entries {
+            // Claimed before it is read: all of them together are not larger than the file.
+            bitmaps::check_table(device, header, &entry)?;
+            claim(entry.table, entry.table_entries * 8)?;
+            let table = bitmaps::read_table(device, header, &entry)?;
+            for place in table.iter().map(|place| place & OFFSET_MASK).filter(|offset| *offset != 0) {
+                claim(place, cluster_size)?;
+            }
+            if !entry.bitmap.enabled || entry.in_use {
+                continue;
+            }
+            if !entry.bitmap.consistent {
+                return Err(unsupported(device, "writing to an image with a bitmap of an unknown kind"));
+            }
+            tracked.push(Tracked {
+                flags_at: entry.flags_at,
+                flags: entry.flags,
+                granularity: entry.bitmap.granularity,
+                table_at: entry.table,
+                table,
+                table_dirty: Sectors::default(),
+            });
+        }
+        let tracking = Tracking { bitmaps: tracked, in_use: false, touched: BTreeMap::new() };
+        Ok((!tracking.bitmaps.is_empty()).then_some(tracking))
+    }
+
+    /// Whether so much waits that it should be written.
+    pub fn is_crowded(&self) -> bool {
+        self.touched.len() >= MAX_TOUCHED
+    }
+
+    /// Whether all of them reach to that size of the disk.
+    fn reaches(&self, size: u64, cluster_size: u64) -> bool {
+        self.bitmaps.iter().all(|bitmap| {
+            (bitmap.table.len() as u64).saturating_mul(cluster_size * 8).saturating_mul(bitmap.granularity)
+                >= size
+        })
+    }
+
+    fn touch(&mut self, mut start: u64, mut end: u64) {
+        if let Some((&before, &until)) = self.touched.range(..=start).next_back()
+            && until >= start
+        {
+            start = before;
+            end = end.max(until);
+        }
+        while let Some((&next, &until)) = self.touched.range(start..=end).next() {
+            self.touched.remove(&next);
+            end = end.max(until);
+        }
+        self.touched.insert(start, end);
+    }
+
+    /// Writes the flags of the directory and makes them durable.
+    fn write_flags(&mut self, device: &dyn Device, in_use: bool) -> Result<()> {
+        for bitmap in &self.bitmaps {
+            let flags = bitmap.flags | if in_use { bitmaps::IN_USE } else { 0 };
+            device.write_at(bitmap.flags_at, &flags.to_be_bytes())?;
+        }
+        device.flush()?;
+        self.in_use = in_use;
+        Ok(())
+    }
+
+    /// Writes what has changed in their tables; whether there was anything.
+    pub fn write_tables(&mut self, device: &dyn Device) -> Result<bool> {
+        let mut any = false;
+        for bitmap in &mut self.bitmaps {
+            for range in bitmap.table_dirty.ranges(bitmap.table.len() * 8) {
+                let entries = &bitmap.table[range.start / 8..range.end / 8];
+                let bytes: Vec<u8> = entries.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+                device.write_at(bitmap.table_at + range.start as u64, &bytes)?;
+                any = true;
+            }
+            bitmap.table_dirty.clear();
+        }
+        Ok(any)
+    }
+
+    /// The bits and the tables are durable: the bitmaps are in step.
+    pub fn finish(&mut self, device: &dyn Device) -> Result<()> {
+        if self.in_use {
+            self.write_flags(device, false)?;
+            self.touched.clear();
+        }
+        Ok(())
+    }
+}
+
+impl Qcow2 {
+    /// To be called for every range of the disk that is about to change.
+    pub(super) fn touch(&self, offset: u64, length: u64) -> Result<()> {
+        if !self.tracks || length == 0 {
+            return Ok(());
+        }
+        let mut meta = self.lock()?;
+        self.prepare(&mut meta)?;
+        let Meta { size, writer: Some(Writer { tracking: Some(tracking), .. }), .. } = &mut *meta else {
+            return Ok(());
+        };
+        if !tracking.in_use {
+            tracking.write_flags(&*self.device, true)?;
+        }
+        // What a disk gains by growing is not marked.
+        let end = offset.saturating_add(length).min(*size);
+        if offset < end {
+            tracking.touch(offset, end);
+        }
+        Ok(())
+    }
+
+    /// Whether the bitmaps, if any, are long enough for that size of the disk.
+    pub(super) fn bitmaps_reach(&self, size: u64) -> Result<bool> {
+        let meta = self.lock()?;
+        let tracking = meta.writer.as_ref().and_then(|writer| writer.tracking.as_ref());
+        Ok(tracking.is_none_or(|tracking| tracking.reaches(size, self.cluster_size())))
+    }
+
+    /// Writes the bits of what was touched, into new clusters where there are none; the tables name those later.
+    pub(super) fn store_bits(&self, writer: &mut Writer) -> Result<()> {
+        let Some(mut tracking) = writer.tracking.take() else { return Ok(()) };
+        let mut result = Ok(());
+        for bitmap in &mut tracking.bitmaps {
+            for (start, end) in &tracking.touched {
+                let bits = start / bitmap.granularity..end.div_ceil(bitmap.granularity);
+                result = result.and_then(|()| self.set_bits(writer, bitmap, bits));
+            }
+        }
+        writer.tracking = Some(tracking);
+        result
+    }
+
+    fn set_bits(
+        &self,
+        writer: &mut Writer,
+        bitmap: &mut Tracked,
+        mut bits: std::ops::Range<u64>,
+    ) -> Result<()> {
+        let cluster_size = self.cluster_size();
+        while bits.start < bits.end {
+            let (index, first) = (bits.start / (cluster_size * 8), bits.start % (cluster_size * 8));
+            let last = (first + (bits.end - bits.start)).min(cluster_size * 8);
+            bits.start += last - first;
+            let Some(entry) = bitmap.table.get_mut(index as usize) else {
+                return Err(self.corrupt("a bitmap's table is too short"));
+            };
+            if *entry == ALL_ONES {
+                continue;
+            }
+            let (from, to) = (first / 8, last.div_ceil(8));
+            let mark = |bytes: &mut [u8], begin: u64| mark(bytes, first - begin * 8..last - begin * 8);
+            if *entry == 0 {
+                let mut bytes = vec![0; cluster_size as usize];
+                mark(&mut bytes, 0);
+                let offset = self.reserve_metadata(writer)?.start << self.header.cluster_bits;
+                self.device.write_at(offset, &bytes)?;
+                *entry = offset;
+                bitmap.table_dirty.mark(index as usize * 8);
+            } else {
+                let mut bytes = vec![0; (to - from) as usize];
+                self.device.read_at(*entry + from, &mut bytes)?;
+                mark(&mut bytes, from);
+                self.device.write_at(*entry + from, &bytes)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Sets bits, the lowest of each byte first.
+fn mark(bytes: &mut [u8], bits: std::ops::Range<u64>) {
+    let (first, last) = ((bits.start / 8) as usize, ((bits.end - 1) / 8) as usize);
+    let (head, tail) = (0xff << (bits.start % 8), 0xffu8 >> (7 - (bits.end - 1) % 8));
+    if first == last {
+        bytes[first] |= head & tail;
+    } else {
+        bytes[first] |= head;
+        bytes[first + 1..last].fill(0xff);
+        bytes[last] |= tail;
+    }
+}
