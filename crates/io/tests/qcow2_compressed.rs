@@ -52,6 +52,19 @@ fn what_qemu_compressed_is_read() {
     println!("{seen} compressed runs");
 }
 
+/// Version 2 has compressed clusters too.
+#[test]
+fn compressed_clusters_of_version_2() {
+    let (_keep, dir) = scratch();
+    let (path, raw) = (dir.join("image"), dir.join("raw"));
+    let bytes = mixture(&mut Random::new(2), 3 * MIB);
+    std::fs::write(&raw, &bytes).unwrap();
+    let (from, to) = (raw.to_str().unwrap(), path.to_str().unwrap());
+    qemu("qemu-img", &["convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "compat=0.10", from, to]);
+    assert!(count_compressed(&std::fs::read(&path).unwrap(), 48) > 20);
+    assert_same(&read_all(&open_read(&path, 3 * MIB)), &bytes);
+}
+
 /// Small reads one after the other must not decompress the cluster each time.
 #[test]
 fn reading_in_small_steps_decompresses_once() {

@@ -233,13 +233,13 @@ impl Game {
 fn in_turns() {
     let seeds = match std::env::var("VDSMSTORE_SEED") {
         Ok(seed) => seed.parse().unwrap()..seed.parse::<u64>().unwrap() + 1,
-        Err(_) => 1..1 + 12 * effort(),
+        Err(_) => 1..1 + 10 * effort(),
     };
     let mut total = Counts::default();
     for seed in seeds.clone() {
         let (_keep, dir) = scratch();
         let mut game = Game::new(&dir, seed);
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| game.play(9)));
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| game.play(8)));
         if let Err(panic) = result {
             println!("seed {seed}, turn {}: VDSMSTORE_SEED={seed} plays it again", game.turn);
             std::panic::resume_unwind(panic);

@@ -72,7 +72,8 @@ pub fn visit_bitmap(
     let per_cluster = cluster_size * 8 * entry.bitmap.granularity;
     let mut bytes = vec![0; cluster_size as usize];
     for (index, place) in read_table(device, &header, &entry)?.into_iter().enumerate() {
-        let start = index as u64 * per_cluster;
+        // Entries beyond the end of the disk mean nothing.
+        let start = (index as u64).saturating_mul(per_cluster);
         if start >= header.size {
             break;
         }
