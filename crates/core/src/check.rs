@@ -219,7 +219,13 @@ impl<V: View> Judge<'_, V> {
     }
 
     fn object(&self, id: VolumeId) -> Result<Option<Action>> {
-        let garbage = self.view.object(id)?
+        // An image that points at it has lost the record only: these are its bytes.
+        let lost = match self.view.held_by(id) {
+            Err(error) if error.is_bad_record() => return Ok(None),
+            other => !other?.is_empty(),
+        };
+        let garbage = !lost
+            && self.view.object(id)?
             && match self.view.volume(id) {
                 Err(error) if error.is_bad_record() => return Ok(None),
                 other => other?.is_none(),
