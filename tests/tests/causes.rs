@@ -3,14 +3,15 @@
 //!
 //! [`CAUSES`] has the actions of the fix documents (`crates/core/src/fix/document.rs`), and for each all causes that the
 //! check can see in the records; `causes/cause.rs` tells them apart, from what is stored, not by asking the engine. The
-//! operations of `causes/making.rs` and `causes/changing.rs` lose power after every single step, and whatever is listed then has a cause in
-//! the table: a fix that has none fails the test, and so does a cause that no interruption led to. That no action is
-//! missing is read from the source of the documents. A sweep has causes that only files have: `causes/local.rs`, which
-//! also has what is left by a stop.
+//! operations of `causes/making.rs` and `causes/changing.rs` lose power after every single step, and whatever is listed
+//! then has a cause in the table: a fix that has none fails the test, and so does a cause that no interruption led to.
+//! That no action is missing is read from the source of the documents. A sweep has causes that only files have:
+//! `causes/local.rs`, which also has what is left by a stop.
 //!
-//! Three causes cannot be made by an interruption, the order of the steps excludes them; a fault of the storage (a lost
-//! record or object), or a put of another host between two steps, makes these: see `Scene::lose_object`,
-//! `lose_volume_record` and `flag`.
+//! Some causes no interruption makes, because the order of the steps excludes them: an object without its record, an
+//! image without its volume's record, an image without its object, a flag on an image that something is built on. There
+//! a fault of the storage, or a put that comes between two steps of another host, makes the scene
+//! (`Scene::lose_volume_record`, `lose_object`, `flag`).
 //!
 //! `VDSMSTORE_LONG=1` judges every single step at which a fix is listed, not each different situation once.
 
@@ -46,8 +47,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use vdsmstore_core::options::{CreateOptions, RemoveOptions, ResizeOptions};
-use vdsmstore_core::{ErrorKind, Fix, Store};
+use vdsmstore_core::options::{CopyOptions, CreateOptions, RemoveOptions, ResizeOptions};
+use vdsmstore_core::{ErrorKind, Fix, Status, Store};
 
 use cause::{action, cause};
 use judge::{Finding, check};
@@ -262,6 +263,38 @@ fn no_action_is_forgotten() {
     let names = arms.filter_map(|arm| arm.split_once("=> (\"")?.1.split_once('"')).map(|(name, _)| name);
     let known: BTreeSet<&str> = CAUSES.iter().map(|(action, _)| *action).collect();
     assert_eq!(names.collect::<BTreeSet<_>>(), known);
+}
+
+/// A copy of a snapshot whose data object was lost is made anew by the same call.
+#[test]
+fn a_copy_replaces_what_was_lost() {
+    let mut scene = Scene::new(Storage::Overlays);
+    let (store, _) = scene.join("here");
+    operation::family(&store, &mut scene);
+    operation::copy(&store, &mut scene, "copied", "snapshot", None);
+    scene.lose_object(1, "copied");
+    let id = scene.id("copied");
+    assert_eq!(store.get_image_status("B", id).unwrap().status, Status::Broken);
+    store.copy_image("B", id, None, "{}", &CopyOptions::default()).unwrap();
+    store.run_tasks();
+    assert_eq!(store.get_image_status("B", id).unwrap().status, Status::Optimized);
+    assert!(scene::read(&store, "B", id).unwrap() == scene.data(1, "copied"));
+}
+
+/// Bytes without a record are not taken from an image that points at them.
+#[test]
+fn what_lost_its_record_is_not_cleaned_away() {
+    let mut scene = Scene::new(Storage::Overlays);
+    let (store, _) = scene.join("here");
+    operation::disk(&store, &mut scene, 0, "disk", pattern(1));
+    scene.lose_volume_record(0, "disk");
+    assert_eq!(store.get_image_status("A", scene.id("disk")).unwrap().status, Status::Broken);
+    assert_eq!(check(&store, 0), []);
+    // Not before its image is removed.
+    store.remove_image("A", scene.id("disk"), &RemoveOptions::default()).unwrap();
+    store.run_tasks();
+    let fixes = check(&store, 0);
+    assert!(fixes.iter().any(|fix| action(fix) == "clean-object"), "{fixes:#?}");
 }
 
 /// What a store that died had open is no hindrance: not for a resize, not for a snapshot, not for a removal.

@@ -3,15 +3,15 @@
 use vdsmstore_core::options::{AutoFix, CopyOptions, CreateOptions, Strategy};
 
 use crate::operation::{
-    ALL, COPIES, OVERLAYS, Operation, chain, chain_too, copy, copy_to_b, disk, family, remove, remove_later,
-    repair,
+    ALL, COPIES, DOUBTS, OVERLAYS, Operation, chain, chain_too, copy, copy_to_b, disk, family, remove,
+    remove_later, repair,
 };
 use crate::scene::{Want, dot, named_copy, off, pattern};
 
 pub const OPERATIONS: &[Operation] = &[
     Operation {
         name: "remove an announced copy",
-        storages: ALL,
+        storages: COPIES,
         setup: |store, scene| {
             family(store, scene);
             scene.expect(1, "new", pattern(2));
@@ -79,7 +79,7 @@ pub const OPERATIONS: &[Operation] = &[
     },
     Operation {
         name: "give a disk a volume of its own",
-        storages: OVERLAYS,
+        storages: DOUBTS,
         setup: family,
         run: |store, scene| {
             store.set_image_strategy("A", scene.id("child"), Strategy::Performance)?;
@@ -89,7 +89,7 @@ pub const OPERATIONS: &[Operation] = &[
     },
     Operation {
         name: "give a snapshot a volume of its own",
-        storages: OVERLAYS,
+        storages: DOUBTS,
         setup: |store, scene| chain(store, scene, true),
         run: |store, scene| {
             store.set_image_strategy("A", scene.id("upper"), Strategy::Performance)?;

@@ -18,7 +18,7 @@ use vdsmstore_tests::{PATIENCE, at, new_repo, scratch, store, write};
 
 const CHILD: &str = "VDSMSTORE_CAUSES_CHILD";
 /// Kills until each kind of leftover was seen.
-const KILLS: u32 = 2000;
+const KILLS: u32 = 1000;
 
 /// What a killed process leaves that a sweep removes.
 const LEFTOVERS: [&str; 4] =
@@ -82,7 +82,7 @@ fn a_sweep_removes_what_killed_processes_leave() {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let (mut kills, mut swept) = (0, 0);
     while kills < KILLS && seen.len() < LEFTOVERS.len() {
-        // Every other one does nothing but format, on a disk, where what is written takes time to be durable.
+        // Every other one formats, on a disk, where it takes time until a name is durable.
         let formats = kills % 2 == 0;
         let root = if formats { tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap() } else { scratch() };
         let texts = if formats { 0 } else { 10 };
@@ -95,10 +95,19 @@ fn a_sweep_removes_what_killed_processes_leave() {
             .unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         assert!(lines.any(|line| line.unwrap() == "ready"), "the writer does not begin");
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        std::thread::sleep(Duration::from_micros(state % 20_000));
+        if formats {
+            // The name is there before the next step is durable.
+            let name = root.path().join("R0/descriptor.0000000000000001");
+            let deadline = Instant::now() + PATIENCE;
+            while !name.exists() {
+                assert!(Instant::now() < deadline, "nothing is formatted");
+            }
+        } else {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            std::thread::sleep(Duration::from_micros(state % 20_000));
+        }
         child.kill().unwrap();
         child.wait().unwrap();
         kills += 1;

@@ -18,6 +18,7 @@ pub struct Operation {
 
 pub const ALL: &[Storage] = &[Storage::Overlays, Storage::Clones];
 pub const COPIES: &[Storage] = &[Storage::Overlays, Storage::Clones, Storage::Doubts];
+pub const DOUBTS: &[Storage] = &[Storage::Overlays, Storage::Doubts];
 pub const OVERLAYS: &[Storage] = &[Storage::Overlays];
 
 /// A disk in A with this content.
@@ -91,7 +92,9 @@ pub fn remove_later(store: &Store, repo: usize, scene: &Scene, name: &str) -> Re
 
 pub fn copy_to_b(store: &Store, scene: &Scene, of: &str, base: Option<&str>, new: &str) -> Result<()> {
     let base = base.map(|base| scene.id(base));
-    store.copy_image("B", scene.id(of), base, r#"{"c":1}"#, &named_copy(scene, new))?;
+    // A snapshot keeps its id.
+    let options = if of == new { CopyOptions::default() } else { named_copy(scene, new) };
+    store.copy_image("B", scene.id(of), base, r#"{"c":1}"#, &options)?;
     store.run_tasks();
     Ok(())
 }
