@@ -10,7 +10,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::parent_id;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -138,6 +138,24 @@ impl Dying {
             }
         }
         pace
+    }
+
+    /// Lets it work until something is to be seen, or it has finished.
+    pub fn run_until_seen(&mut self, seen: &dyn Fn() -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !seen() && Instant::now() < deadline {
+            // What it says is looked at only for its end.
+            match self.words.try_recv() {
+                Ok((word, rest)) => {
+                    self.said.hear(&word, &rest);
+                    if word == "finished" {
+                        return;
+                    }
+                }
+                Err(TryRecvError::Empty) => {}
+                Err(TryRecvError::Disconnected) => panic!("the host failed: {:?}", self.child.wait()),
+            }
+        }
     }
 
     /// Kills it; what it had said.

@@ -24,6 +24,14 @@ impl Records {
     }
 }
 
+/// One record of a room (`images`, `volumes`) as it is at this moment; None: there is none, or it is just moving.
+pub fn record(repo: &Path, room: &str, id: &str) -> Option<Value> {
+    let shard = repo.join(room).join(id.get(..3)?);
+    let entries = fs::read_dir(&shard).ok()?.flatten();
+    let mine = entries.map(|entry| entry.file_name()).filter(|name| name.to_string_lossy().starts_with(id));
+    serde_json::from_slice(&fs::read(shard.join(mine.max()?)).ok()?).ok()
+}
+
 /// What lies in a directory, if there is one.
 pub fn names(directory: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };

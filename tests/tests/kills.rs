@@ -1,8 +1,9 @@
 //! A host is killed (SIGKILL) at random moments of every operation; a second host then finds what is unfinished, and
-//! all fixes bring every image that was returned to what it must be, with nothing left over.
+//! all fixes bring every image that was returned to what it must be, with nothing left over. Moments are aimed at: by how
+//! long an operation takes, by how much of its data is in place, and by what is to be seen of it in the repository.
 //!
-//! `VDSMSTORE_KILLS=n` asks for so many kills that count on each file system, `VDSMSTORE_KILLS_SEED` repeats the order
-//! of the operations and of the moments (what a moment hits is up to the machine).
+//! `VDSMSTORE_KILLS=n` asks for so many kills that count on each file system, `VDSMSTORE_KILLS_SEED` repeats the random
+//! choices of each (what a moment hits is up to the machine, and so is what is still missing).
 
 #![allow(
     clippy::cast_possible_wrap,
@@ -16,15 +17,24 @@
     reason = "the numbers of tests are small, and tests fail by panicking"
 )]
 
+#[path = "kills/aim.rs"]
+mod aim;
+#[path = "kills/counts.rs"]
+mod counts;
 #[path = "kills/left.rs"]
 mod left;
 #[path = "kills/operation.rs"]
 mod operation;
 #[path = "kills/place.rs"]
 mod place;
+#[path = "kills/prepare.rs"]
+mod prepare;
+#[path = "kills/stage.rs"]
+mod stage;
 
 use std::collections::BTreeMap;
 use std::env;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -34,28 +44,14 @@ use vdsmstore_tests::dying::{Dying, Moment, Pace};
 use vdsmstore_tests::mounts::can_mount;
 use vdsmstore_tests::{new_repo, scratch, settle, store, write};
 
-use operation::{Case, OPERATIONS, Operation};
+use aim::Aim;
+use counts::{Counts, Stage};
+use operation::{OPERATIONS, Operation};
 use place::Place;
 
 const MIB: u64 = 1 << 20;
-
-/// Where in an operation the host died, as the records and its own last words say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Stage {
-    BeforeIntent,
-    Intent,
-    FirstHalf,
-    SecondHalf,
-    Sealed,
-}
-
-const STAGES: [(Stage, &str); 5] = [
-    (Stage::BeforeIntent, "before intent"),
-    (Stage::Intent, "intent"),
-    (Stage::FirstHalf, "filling < 50 %"),
-    (Stage::SecondHalf, "filling >= 50 %"),
-    (Stage::Sealed, "sealed, cleaning"),
-];
+/// How long the kills of CI take at most, where nothing else runs.
+const NORMAL: Duration = Duration::from_secs(75);
 
 /// Small and repeatable.
 pub struct Random(u64);
@@ -82,164 +78,108 @@ fn learn(pace: &mut Pace, late: bool) {
     }
 }
 
-fn moment(random: &mut Random, operation: &Operation, pace: Pace) -> Moment {
-    let whole = pace.finished.max(Duration::from_millis(1)) * 11 / 10;
-    let call = pace.returned.max(Duration::from_micros(500)) * 11 / 10;
-    match random.below(10) {
-        _ if !operation.fills => Moment::After(random.time(whole)),
-        0..=2 => Moment::After(random.time(call)),
-        3 => Moment::Done(1000, random.time(Duration::from_millis(8))),
-        _ => Moment::Done(random.below(999), Duration::ZERO),
-    }
+/// One file system, and what is known of it.
+struct Killer<'a> {
+    place: Place,
+    random: Random,
+    paces: BTreeMap<&'static str, Pace>,
+    counts: &'a Counts,
 }
 
-/// Kills counted, by operation and stage; and those after which nothing was to be seen.
-#[derive(Default)]
-struct Counts {
-    counted: BTreeMap<(&'static str, Stage), u32>,
-    uncounted: u32,
-    rounds: u32,
-}
-
-impl Counts {
-    fn of(&self, operation: &str) -> u32 {
-        self.counted.iter().filter(|((name, _), _)| *name == operation).map(|(_, count)| count).sum()
-    }
-
-    fn at(&self, stage: Stage) -> u32 {
-        self.counted.iter().filter(|((_, at), _)| *at == stage).map(|(_, count)| count).sum()
-    }
-
-    fn total(&self) -> u32 {
-        self.counted.values().sum()
-    }
-
-    /// Whether nothing is missing.
-    fn enough(&self) -> bool {
-        OPERATIONS.iter().all(|operation| self.of(operation.name) > 0)
-            && STAGES.iter().all(|(stage, _)| self.at(*stage) > 0)
-    }
-
-    fn print(&self, kind: &str) {
-        let heads: Vec<String> = STAGES.iter().map(|(_, name)| format!("{name:>16}")).collect();
-        println!("{kind:<28} {}", heads.join(" "));
-        for operation in OPERATIONS {
-            let count = |stage| self.counted.get(&(operation.name, stage)).copied().unwrap_or(0);
-            let cells: Vec<String> =
-                STAGES.iter().map(|(stage, _)| format!("{:>16}", count(*stage))).collect();
-            println!("{:<28} {}", operation.name, cells.join(" "));
+impl Killer<'_> {
+    /// Runs a case to the stage, or to its end, kills its host, and brings the repositories back in order.
+    fn kill(&mut self, operation: &'static Operation, stage: Option<Stage>) {
+        let slow = matches!(stage, Some(Stage::FirstHalf | Stage::SecondHalf));
+        let place = &mut self.place;
+        let at_first = place.used();
+        let case = (operation.prepare)(place, &mut self.random, slow);
+        let pace = self.paces.entry(operation.name).or_default();
+        let aim = stage.map(|stage| Aim::new(place, operation, &case, stage, *pace, &mut self.random));
+        let before = place.listed();
+        let used = place.used();
+        let mut dying = Dying::start(place.root(), &case.job);
+        match &aim {
+            None => *pace = dying.run_until(None),
+            Some(aim) => aim.wait(&mut dying),
         }
-        println!(
-            "{kind}: {} kills counted, {} hit nothing; at most {} rounds of fixes",
-            self.total(),
-            self.uncounted,
-            self.rounds
-        );
+        let said = dying.kill();
+        assert_eq!(said.failed, None, "{}", case.job);
+        let hit = place.stage(operation, &case, &before, &said);
+        let what = format!("{}: {}, killed at {hit:?} ({said:?})", place.kind(), operation.name);
+        if let Some((_, why)) = operation.never.iter().find(|(never, _)| Some(*never) == hit) {
+            panic!("{what}, though {why}: {:?}", place.listed());
+        }
+        if let Some(Aim::At(Moment::After(_))) = aim
+            && hit.is_none()
+        {
+            learn(pace, said.returned);
+        }
+        let rounds = place.recover(&what);
+        if aim.is_some() {
+            self.counts.hit(place.kind(), operation, hit, rounds);
+        }
+        let grown = place.judge(&case, &said, &what);
+        place.nothing_left(used, grown, &what);
+        place.clear(&case);
+        place.nothing_gained(at_first, &what);
+    }
+
+    /// Kills until so many count here and nothing is missing anywhere; false: not in time.
+    fn work(&mut self, wanted: u32, kinds: &[&str]) -> bool {
+        let _fault = counts::Fault(self.counts);
+        let start = Instant::now();
+        let kind = self.place.kind();
+        // What should suffice; beyond it only what is missing altogether is still waited for.
+        let patience = NORMAL.max(Duration::from_secs(u64::from(wanted)) * 6 / 5);
+        for operation in OPERATIONS.iter().filter(|operation| operation.runs_on(kind)) {
+            // Once without haste, to know how long it takes.
+            self.kill(operation, None);
+        }
+        loop {
+            let enough = self.counts.on(kind) >= wanted || start.elapsed() > patience;
+            if enough && self.counts.missing(kinds).is_empty() {
+                break;
+            }
+            if start.elapsed() > patience * 3 || self.counts.is_faulty() {
+                return false;
+            }
+            let (operation, stage) = self.counts.next(&self.place, &mut self.random);
+            self.kill(operation, Some(stage));
+        }
+        self.place.qemu_agrees();
+        true
     }
 }
 
-/// Runs the case to the moment, kills its host, and brings the repositories back in order.
-fn kill(
-    place: &mut Place,
-    operation: &'static Operation,
-    case: &Case,
-    moment: Option<&Moment>,
-    counts: &mut Counts,
-    pace: &mut Pace,
-) {
-    let before = place.listed();
-    let used = place.used();
-    let mut dying = Dying::start(place.root(), &case.job);
-    let measured = dying.run_until(moment);
-    let said = dying.kill();
-    assert_eq!(said.failed, None, "{}", case.job);
-    let stage = place.stage(operation, case, &before, &said);
-    let what = format!("{}: {}, killed at {stage:?} ({said:?})", place.kind(), operation.name);
-    match stage {
-        Some(stage) => *counts.counted.entry((operation.name, stage)).or_default() += 1,
-        None => counts.uncounted += 1,
-    }
-    match moment {
-        None => *pace = measured,
-        Some(Moment::After(_)) if stage.is_none() => learn(pace, said.returned),
-        Some(_) => {}
-    }
-    counts.rounds = counts.rounds.max(place.recover(&what));
-    let grown = place.judge(case, &said, &what);
-    place.nothing_left(used, grown, &what);
-    place.clear(case);
-}
-
-fn kills(mut place: Place) {
+/// Every stage of every operation is hit on the file systems together.
+#[test]
+fn every_stage_of_every_operation() {
     let wanted: u32 = env::var("VDSMSTORE_KILLS").map_or(70, |text| text.parse().expect("a number"));
-    let seed = env::var("VDSMSTORE_KILLS_SEED").map_or_else(
-        |_| (u64::from(std::process::id()) << 16) + u64::from(place.kind().as_bytes()[0]),
-        |text| text.parse().expect("a number"),
-    );
-    println!("{}: VDSMSTORE_KILLS_SEED={seed}", place.kind());
-    let mut random = Random(seed);
-    let each = wanted.div_ceil(OPERATIONS.len() as u32);
-    // What should suffice on a slow machine; beyond it only what is missing altogether is still waited for.
-    let patience = Duration::from_secs(40).max(Duration::from_secs(u64::from(wanted) * 3 / 5));
+    let seed = env::var("VDSMSTORE_KILLS_SEED")
+        .map_or_else(|_| u64::from(std::process::id()) << 16, |text| text.parse().expect("a number"));
+    println!("VDSMSTORE_KILLS_SEED={seed}");
+    let kinds: &[&'static str] = if can_mount() {
+        &["ext4", "xfs", "btrfs"]
+    } else {
+        println!("not root: nothing is tested where storage clones");
+        &["ext4"]
+    };
     let start = Instant::now();
-    let mut counts = Counts::default();
-    let mut paces = BTreeMap::<_, Pace>::new();
-    for operation in OPERATIONS {
-        // Once without haste, to know how long it takes.
-        let case = (operation.prepare)(&mut place, &mut random);
-        let pace = paces.entry(operation.name).or_default();
-        kill(&mut place, operation, &case, None, &mut Counts::default(), pace);
-    }
-    for attempt in 0.. {
-        let late = start.elapsed() > patience;
-        if counts.enough() && (late || OPERATIONS.iter().all(|one| counts.of(one.name) >= each)) {
-            break;
-        }
-        if start.elapsed() > patience * 3 {
-            break;
-        }
-        let operation = &OPERATIONS[attempt % OPERATIONS.len()];
-        let stages_missing = STAGES.iter().any(|(stage, _)| counts.at(*stage) == 0);
-        if counts.of(operation.name) >= each && !stages_missing {
-            continue;
-        }
-        let case = (operation.prepare)(&mut place, &mut random);
-        let pace = paces.entry(operation.name).or_default();
-        let moment = moment(&mut random, operation, *pace);
-        kill(&mut place, operation, &case, Some(&moment), &mut counts, pace);
-    }
-    counts.print(place.kind());
-    println!("{}: {:.1} s", place.kind(), start.elapsed().as_secs_f64());
-    for operation in OPERATIONS {
-        assert!(counts.of(operation.name) > 0, "{}: no kill counted", operation.name);
-    }
-    for (stage, name) in STAGES {
-        assert!(counts.at(stage) > 0, "no kill counted at the stage {name:?}");
-    }
-    place.qemu_agrees();
-}
-
-#[test]
-fn ext4() {
-    kills(Place::in_a_directory());
-}
-
-#[test]
-fn xfs() {
-    if can_mount() {
-        kills(Place::mounted("xfs"));
-    } else {
-        println!("not root: nothing is tested");
-    }
-}
-
-#[test]
-fn btrfs() {
-    if can_mount() {
-        kills(Place::mounted("btrfs"));
-    } else {
-        println!("not root: nothing is tested");
-    }
+    let counts = Counts::default();
+    let in_time: Vec<Option<bool>> = thread::scope(|scope| {
+        let run = |kind: &'static str| {
+            let place = if kind == "ext4" { Place::in_a_directory() } else { Place::mounted(kind) };
+            let random = Random(seed + u64::from(kind.as_bytes()[0]));
+            Killer { place, random, paces: BTreeMap::new(), counts: &counts }.work(wanted, kinds)
+        };
+        let threads: Vec<_> = kinds.iter().map(|kind| scope.spawn(move || run(kind))).collect();
+        threads.into_iter().map(|thread| thread.join().ok()).collect()
+    });
+    counts.print(kinds);
+    println!("{:.1} s", start.elapsed().as_secs_f64());
+    let missing = counts.missing(kinds);
+    assert!(!in_time.contains(&None), "a file system has a fault, see above");
+    assert!(missing.is_empty() && !in_time.contains(&Some(false)), "not hit in time: {missing:?}");
 }
 
 /// A copy that was killed at three quarters goes on there: of what is not in place yet, and little else.

@@ -1,35 +1,54 @@
-//! The operations that are killed, and what must come of each.
+//! The operations that are killed, which stages they have, and what must come of each.
 
-use std::fs;
+use serde_json::Value;
 
-use serde_json::{Value, json};
-use uuid::Uuid;
-use vdsmstore_core::options::{AutoFix, CopyOptions, CreateOptions, RemoveOptions, Strategy};
-use vdsmstore_core::{Fix, FixType};
-
-use crate::place::{MIB, Place};
-use crate::{Random, Stage};
+use crate::Random;
+use crate::counts::{STAGES, Stage};
+use crate::place::Place;
+use crate::prepare;
 
 /// A kind of operation.
 pub struct Operation {
     pub name: &'static str,
-    /// It moves data, and tells how much.
-    pub fills: bool,
-    pub prepare: fn(&mut Place, &mut Random) -> Case,
+    /// The case, to be done slowly or not.
+    pub prepare: fn(&mut Place, &mut Random, bool) -> Case,
     /// Where it was when it died; asked only if something is unfinished.
-    pub stage: Judge,
+    pub judge: Judge,
+    pub storage: Storage,
+    /// Its data comes from another file system: it is moved where storage clones, too.
+    pub from_outside: bool,
+    /// Stages that it does not have, and why: no kill may hit them.
+    pub never: &'static [(Stage, &'static str)],
+    /// Stages that are too short to be aimed at: not waited for.
+    pub short: &'static [(Stage, &'static str)],
+}
+
+/// Where an operation is what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storage {
+    Any,
+    /// Without clones.
+    Overlays,
+    Clones,
 }
 
 /// How the stage is found.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Judge {
     /// It makes an image.
     New,
-    /// It runs a fix, which was listed before.
-    Fix(FixType),
+    /// It makes a snapshot: that is intended by the record of its disk.
+    Snapshot,
+    /// It goes on with an image that is being made.
+    Again,
+    BringBack,
+    Optimize,
+    MergeUp,
+    MergeDown,
     Remove,
     Resize,
     UserData,
+    Export,
 }
 
 /// An operation about to be started.
@@ -47,18 +66,30 @@ pub struct Case {
     pub clear: Vec<(&'static str, String)>,
 }
 
-pub const OPERATIONS: &[Operation] = &[
-    Operation { name: "create on a snapshot", fills: false, prepare: create, stage: Judge::New },
-    Operation { name: "snapshot", fills: false, prepare: snapshot, stage: Judge::New },
-    Operation { name: "copy", fills: true, prepare: copy, stage: Judge::New },
-    Operation { name: "copy with a base", fills: true, prepare: copy_with_base, stage: Judge::New },
-    Operation { name: "import", fills: true, prepare: import, stage: Judge::New },
-    Operation { name: "merge", fills: true, prepare: merge, stage: Judge::Fix(FixType::Merge) },
-    Operation { name: "optimize", fills: true, prepare: optimize, stage: Judge::Fix(FixType::Optimize) },
-    Operation { name: "remove", fills: false, prepare: remove, stage: Judge::Remove },
-    Operation { name: "resize", fills: false, prepare: resize, stage: Judge::Resize },
-    Operation { name: "user data", fills: false, prepare: user_data, stage: Judge::UserData },
-];
+impl Operation {
+    pub fn runs_on(&self, kind: &str) -> bool {
+        match self.storage {
+            Storage::Any => true,
+            Storage::Overlays => !clones(kind),
+            Storage::Clones => clones(kind),
+        }
+    }
+
+    /// Where data is cloned in an instant, no half of it is in place.
+    pub fn shows_on(&self, kind: &str, stage: Stage) -> bool {
+        !clones(kind) || self.from_outside || !matches!(stage, Stage::FirstHalf | Stage::SecondHalf)
+    }
+
+    /// The stages that are to be hit.
+    pub fn awaited(&self) -> impl Iterator<Item = Stage> {
+        let not = self.never.iter().chain(self.short).map(|(stage, _)| *stage);
+        STAGES.iter().map(|(stage, _)| *stage).filter(move |stage| !not.clone().any(|other| other == *stage))
+    }
+}
+
+pub fn clones(kind: &str) -> bool {
+    kind != "ext4"
+}
 
 /// By how much of the data was in place.
 pub fn filling(done: u64) -> Stage {
@@ -69,178 +100,118 @@ pub fn filling(done: u64) -> Stage {
     }
 }
 
-fn new_id() -> String {
-    Uuid::new_v4().to_string()
-}
+const NO_DATA: &str = "it moves no data";
+const FIRST_PUT: &str = "its first put is the intent";
+const LAST_PUT: &str = "its last put is the seal, and there is nothing to be cleaned";
+const ONE_PUT: &str = "one put is its intent and its seal";
 
-/// Every other fill is slow: three pieces in half a second.
-fn bandwidth(random: &mut Random, bytes: u64) -> Value {
-    if random.below(2) == 0 { json!(bytes * 4 / 3) } else { Value::Null }
-}
+const PLAIN: Operation = Operation {
+    name: "",
+    prepare: prepare::copy,
+    judge: Judge::New,
+    storage: Storage::Any,
+    from_outside: false,
+    never: &[],
+    short: &[],
+};
 
-fn create(place: &mut Place, _: &mut Random) -> Case {
-    let new = new_id();
-    Case {
-        job: json!({ "call": "create", "repo": "A", "base": place.snapshot, "new": new, "connect": ["A"],
-            "userData": "{\"name\": \"new\"}" }),
-        repo: "A",
-        model: Some("snapshot".to_owned()),
-        grows: 0,
-        clear: vec![("A", new.clone())],
-        image: new,
-    }
-}
-
-fn snapshot(place: &mut Place, _: &mut Random) -> Case {
-    let new = new_id();
-    Case {
-        job: json!({ "call": "snapshot", "repo": "A", "image": place.disk, "new": new, "connect": ["A"],
-            "userData": "{\"name\": \"new\"}" }),
-        repo: "A",
-        model: Some("disk".to_owned()),
-        grows: 0,
-        clear: vec![("A", new.clone())],
-        image: new,
-    }
-}
-
-fn copy(place: &mut Place, random: &mut Random) -> Case {
-    let new = new_id();
-    Case {
-        job: json!({ "call": "copy", "repo": "B", "image": place.large, "new": new, "connect": ["B", "A"],
-            "bandwidth": bandwidth(random, 32 * MIB) }),
-        repo: "B",
-        model: Some("large".to_owned()),
-        grows: place.data("large"),
-        clear: vec![("B", new.clone())],
-        image: new,
-    }
-}
-
-fn copy_with_base(place: &mut Place, random: &mut Random) -> Case {
-    let new = new_id();
-    Case {
-        job: json!({ "call": "copy", "repo": "B", "image": place.other, "base": place.snapshot, "new": new,
-            "connect": ["B", "A"], "bandwidth": bandwidth(random, 16 * MIB) }),
-        repo: "B",
-        model: Some("other".to_owned()),
-        grows: place.difference("other", "snapshot"),
-        clear: vec![("B", new.clone())],
-        image: new,
-    }
-}
-
-fn import(place: &mut Place, random: &mut Random) -> Case {
-    let new = new_id();
-    let format = if random.below(2) == 0 { "raw" } else { "qcow2" };
-    let path = place.model(if format == "raw" { "other" } else { "other.qcow2" });
-    Case {
-        job: json!({ "call": "import", "repo": "A", "path": path, "format": format, "new": new, "connect": ["A"],
-            "bandwidth": bandwidth(random, 16 * MIB) }),
-        repo: "A",
-        model: Some("other".to_owned()),
-        grows: place.data("other"),
-        clear: vec![("A", new.clone())],
-        image: new,
-    }
-}
-
-fn backup() -> CopyOptions {
-    CopyOptions { mutable: false, ..CopyOptions::default() }
-}
-
-fn merge(place: &mut Place, random: &mut Random) -> Case {
-    // The lower one large: what is above goes down into it; small: it goes up.
-    let lower = if random.below(2) == 0 { place.disk.clone() } else { place.sparse.clone() };
-    let lower = place.copied("B", &lower, None, &backup());
-    let upper = place.copied("B", &place.other.clone(), Some(&lower), &CopyOptions::default());
-    let options = RemoveOptions { auto_fix: AutoFix::Off, ..RemoveOptions::default() };
-    let grows = place.data("other") - place.allocated("B", &lower) - place.allocated("B", &upper);
-    place.store.remove_image("B", &lower, &options).unwrap();
-    let fix = the_fix(place, FixType::Merge);
-    Case {
-        job: json!({ "call": "fix", "repo": "B", "fix": fix, "connect": ["B"], "bandwidth": bandwidth(random, 6 * MIB) }),
-        repo: "B",
-        model: Some("other".to_owned()),
-        grows,
-        clear: vec![("B", upper.clone())],
-        image: upper,
-    }
-}
-
-fn optimize(place: &mut Place, random: &mut Random) -> Case {
-    let base = place.snapshot.clone();
-    let image = place.copied("B", &place.other.clone(), Some(&base), &CopyOptions::default());
-    place.store.set_image_strategy("B", &image, Strategy::Performance).unwrap();
-    let fix = the_fix(place, FixType::Optimize);
-    Case {
-        job: json!({ "call": "fix", "repo": "B", "fix": fix, "connect": ["B"],
-            "bandwidth": bandwidth(random, 16 * MIB) }),
-        repo: "B",
-        model: Some("other".to_owned()),
-        grows: place.size("other") - place.allocated("B", &image),
-        clear: vec![("B", image.clone())],
-        image,
-    }
-}
-
-/// The only one of its type in B.
-fn the_fix(place: &Place, fix_type: FixType) -> Fix {
-    let fixes = place.fixes("B");
-    let mut found = fixes.iter().filter(|fix| fix.fix_type == fix_type);
-    match (found.next(), found.next()) {
-        (Some(fix), None) => fix.clone(),
-        _ => panic!("{}: not one fix {fix_type:?}: {fixes:#?}", place.kind()),
-    }
-}
-
-fn remove(place: &mut Place, _: &mut Random) -> Case {
-    let image = place.copied("B", &place.large.clone(), None, &CopyOptions::default());
-    place.store.set_image_user_data("B", &image, "[1]").unwrap();
-    Case {
-        job: json!({ "call": "remove", "repo": "B", "image": image, "connect": ["B"] }),
-        repo: "B",
-        model: None,
-        grows: -place.allocated("B", &image),
-        clear: Vec::new(),
-        image,
-    }
-}
-
-fn resize(place: &mut Place, random: &mut Random) -> Case {
-    const SIZE: u64 = 24 * MIB;
-    let overlay = random.below(2) == 0;
-    let (size, base, options) = if overlay {
-        (None, Some(place.snapshot.as_str()), CreateOptions::default())
-    } else {
-        let options = CreateOptions { strategy: Strategy::Performance, ..CreateOptions::default() };
-        (Some(4 * MIB as i64), None, options)
-    };
-    let image = place.store.create_virtual_disk("A", size, base, "{}", &options).unwrap().to_string();
-    place.settled("A", &image);
-    let model = if overlay { "snapshot" } else { "nothing" };
-    // The same, longer.
-    let mut data = if overlay { fs::read(place.model(model)).unwrap() } else { Vec::new() };
-    data.resize(SIZE as usize, 0);
-    fs::write(place.model("resized"), data).unwrap();
-    Case {
-        job: json!({ "call": "resize", "repo": "A", "image": image, "size": SIZE, "connect": ["A"] }),
-        repo: "A",
-        model: Some("resized".to_owned()),
-        grows: if overlay { 0 } else { (SIZE - 4 * MIB) as i64 },
-        clear: vec![("A", image.clone())],
-        image,
-    }
-}
-
-fn user_data(place: &mut Place, random: &mut Random) -> Case {
-    let text = json!({ "n": random.below(1 << 30), "text": "x".repeat(50_000) }).to_string();
-    Case {
-        job: json!({ "call": "user data", "repo": "A", "image": place.disk, "userData": text, "connect": ["A"] }),
-        repo: "A",
-        image: place.disk.clone(),
-        model: Some("disk".to_owned()),
-        grows: 0,
-        clear: Vec::new(),
-    }
-}
+pub const OPERATIONS: &[Operation] = &[
+    Operation {
+        name: "create on a snapshot",
+        prepare: prepare::create,
+        never: &[(Stage::FirstHalf, NO_DATA), (Stage::SecondHalf, NO_DATA), (Stage::Sealed, LAST_PUT)],
+        ..PLAIN
+    },
+    Operation {
+        name: "snapshot by an overlay",
+        prepare: prepare::snapshot,
+        judge: Judge::Snapshot,
+        storage: Storage::Overlays,
+        never: &[(Stage::FirstHalf, NO_DATA), (Stage::SecondHalf, NO_DATA)],
+        ..PLAIN
+    },
+    Operation {
+        name: "snapshot by a clone",
+        prepare: prepare::snapshot,
+        judge: Judge::Snapshot,
+        storage: Storage::Clones,
+        never: &[(Stage::FirstHalf, NO_DATA), (Stage::SecondHalf, NO_DATA)],
+        ..PLAIN
+    },
+    Operation { name: "copy", prepare: prepare::copy, ..PLAIN },
+    Operation { name: "copy with a base", prepare: prepare::copy_with_base, ..PLAIN },
+    Operation { name: "import", prepare: prepare::import, from_outside: true, ..PLAIN },
+    Operation {
+        name: "mend by a second host",
+        prepare: prepare::mend,
+        judge: Judge::Again,
+        storage: Storage::Overlays,
+        never: &[(Stage::BeforeIntent, "the first host had recorded it")],
+        ..PLAIN
+    },
+    Operation {
+        name: "merge up",
+        prepare: prepare::merge_up,
+        judge: Judge::MergeUp,
+        never: &[
+            (Stage::BeforeIntent, "it records nothing before the seal but how far it is"),
+            (Stage::Intent, "it records nothing before the seal but how far it is"),
+        ],
+        ..PLAIN
+    },
+    Operation {
+        name: "merge down",
+        prepare: prepare::merge_down,
+        judge: Judge::MergeDown,
+        never: &[(Stage::BeforeIntent, FIRST_PUT)],
+        ..PLAIN
+    },
+    Operation { name: "flatten a chain", prepare: prepare::flatten, judge: Judge::Optimize, ..PLAIN },
+    Operation {
+        name: "bring back",
+        prepare: prepare::bring_back,
+        judge: Judge::BringBack,
+        never: &[(Stage::Intent, ONE_PUT), (Stage::FirstHalf, NO_DATA), (Stage::SecondHalf, NO_DATA)],
+        ..PLAIN
+    },
+    Operation {
+        name: "remove",
+        prepare: prepare::remove,
+        judge: Judge::Remove,
+        never: &[
+            (Stage::BeforeIntent, FIRST_PUT),
+            (Stage::Intent, ONE_PUT),
+            (Stage::FirstHalf, NO_DATA),
+            (Stage::SecondHalf, NO_DATA),
+        ],
+        ..PLAIN
+    },
+    Operation {
+        name: "resize",
+        prepare: prepare::resize,
+        judge: Judge::Resize,
+        never: &[
+            (Stage::BeforeIntent, "what it changes first is the volume"),
+            (Stage::FirstHalf, NO_DATA),
+            (Stage::SecondHalf, NO_DATA),
+            (Stage::Sealed, LAST_PUT),
+        ],
+        ..PLAIN
+    },
+    Operation {
+        name: "user data",
+        prepare: prepare::user_data,
+        judge: Judge::UserData,
+        never: &[(Stage::Intent, ONE_PUT), (Stage::FirstHalf, NO_DATA), (Stage::SecondHalf, NO_DATA)],
+        ..PLAIN
+    },
+    Operation {
+        name: "export",
+        prepare: prepare::export,
+        judge: Judge::Export,
+        from_outside: true,
+        never: &[(Stage::BeforeIntent, "it records nothing: it makes its file at once")],
+        short: &[(Stage::Sealed, "the whole file has both names only between two calls to the kernel")],
+        ..PLAIN
+    },
+];

@@ -6,21 +6,19 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
 use tempfile::TempDir;
 use vdsmstore_core::options::{
-    Bandwidth, CheckOptions, CopyOptions, CreateOptions, FixOptions, RemoveOptions, ResizeOptions,
+    Bandwidth, CheckOptions, CopyOptions, CreateOptions, ExportOptions, FixOptions, RemoveOptions,
+    ResizeOptions,
 };
 use vdsmstore_core::{ErrorKind, Fix, Status, Store};
 use vdsmstore_tests::dying::Said;
 use vdsmstore_tests::mounts::Mounted;
-use vdsmstore_tests::records::Records;
 use vdsmstore_tests::tree::disk_usage;
 use vdsmstore_tests::{new_repo, qemu_equal, run, scratch, settle, store, write};
 
-use crate::Stage;
 use crate::left::nothing_left_over;
-use crate::operation::{Case, Judge, Operation, filling};
+use crate::operation::{Case, clones};
 
 pub const MIB: u64 = 1 << 20;
 const NAMES: [&str; 2] = ["A", "B"];
@@ -44,6 +42,8 @@ pub struct Place {
     pub other: String,
     pub large: String,
     pub sparse: String,
+    /// A snapshot of the sparse one, as it is.
+    pub kept: String,
     /// Bytes that the empty file system counts as used.
     empty: i64,
     turn: Cell<usize>,
@@ -75,6 +75,7 @@ impl Place {
             other: none(),
             large: none(),
             sparse: none(),
+            kept: none(),
             empty: 0,
             turn: Cell::new(0),
         };
@@ -93,6 +94,7 @@ impl Place {
         place.fill("other", &place.other, 100..200, 3);
         place.large = place.new_disk("large", 32 * MIB, |n| n % 3 != 0);
         place.sparse = place.new_disk("sparse", 16 * MIB, |n| n % 40 == 0);
+        place.kept = place.store.create_snapshot("A", &place.sparse, "{}", &plain).unwrap().to_string();
         place.copied("B", &place.snapshot.clone(), None, &CopyOptions::default());
         let path = |name| place.model(name).to_str().unwrap().to_owned();
         run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &path("other"), &path("other.qcow2")]);
@@ -193,58 +195,6 @@ impl Place {
         }
     }
 
-    /// Where the operation was when its host died. None: nothing is unfinished, or nothing was begun.
-    pub fn stage(&self, operation: &Operation, case: &Case, before: &Listed, said: &Said) -> Option<Stage> {
-        let status = match self.store.get_image_status(case.repo, &case.image) {
-            Err(error) if error.kind() == ErrorKind::ImageNotFound => None,
-            status => Some(status.unwrap()),
-        };
-        if operation.stage == Judge::Resize {
-            return self.is_half_grown(case).then_some(Stage::Intent);
-        }
-        let listed = self.listed();
-        // Progress is of whoever works on it last; what others did is settled before.
-        let worked = status.as_ref().is_some_and(|status| status.host_id == "dying");
-        if listed.is_empty() || listed == *before && !worked {
-            return None;
-        }
-        match (operation.stage, status) {
-            (Judge::New, None) | (Judge::Remove, Some(_)) => Some(Stage::BeforeIntent),
-            (Judge::New, Some(status)) if status.status == Status::Broken => Some(filling(said.done)),
-            (Judge::Fix(fix_type), _) => {
-                let key = format!("{fix_type:?} ");
-                let still = listed.iter().any(|(what, _)| what.starts_with(&key));
-                Some(if still || self.has_next(case) { filling(said.done) } else { Stage::Sealed })
-            }
-            (Judge::UserData, _) => {
-                let now = self.store.get_image_info(case.repo, &case.image).unwrap();
-                let written = now.user_data.get() == case.job["userData"].as_str().unwrap();
-                Some(if written { Stage::Sealed } else { Stage::BeforeIntent })
-            }
-            _ => Some(Stage::Sealed),
-        }
-    }
-
-    fn record(&self, case: &Case) -> (Value, Value) {
-        let records = Records::read(&self.root().join(case.repo));
-        let image = records.images.get(&case.image).cloned().unwrap_or_default();
-        let volume = image["volume"].as_str().and_then(|id| records.volumes.get(id)).cloned();
-        (image, volume.unwrap_or_default())
-    }
-
-    fn has_next(&self, case: &Case) -> bool {
-        !self.record(case).0["next"].is_null()
-    }
-
-    /// The volume has grown, and the image not yet.
-    fn is_half_grown(&self, case: &Case) -> bool {
-        let (image, volume) = self.record(case);
-        let size = image["size"].as_u64().unwrap();
-        let object = self.root().join(case.repo).join("data").join(image["volume"].as_str().unwrap());
-        let larger = volume["format"] == "raw" && fs::metadata(object).unwrap().len() > size;
-        larger || volume["size"].as_u64().unwrap() > size
-    }
-
     /// Checks and runs all fixes until nothing is listed; how many rounds that took.
     pub fn recover(&self, what: &str) -> u32 {
         for round in 0..=ROUNDS {
@@ -278,6 +228,7 @@ impl Place {
             ("A", &self.other, "other"),
             ("A", &self.large, "large"),
             ("A", &self.sparse, "sparse"),
+            ("A", &self.kept, "sparse"),
             ("B", &self.snapshot, "snapshot"),
         ];
         // Those that had a part in it, and the rest in turn.
@@ -287,6 +238,9 @@ impl Place {
             if took_part || self.turn.get() % around.len() == index {
                 self.holds(repo, id, model, what);
             }
+        }
+        if case.job["call"] == "export" {
+            self.export_again(case);
         }
         if let Some(size) = case.job["size"].as_i64() {
             // Whoever asked for it asks again: it is not for a check to know.
@@ -298,7 +252,10 @@ impl Place {
         match &case.model {
             Some(model) if found => {
                 self.holds(case.repo, &case.image, model, what);
-                if case.job["call"] == "user data" && said.returned {
+                if ["user data", "copy"].contains(&case.job["call"].as_str().unwrap())
+                    && case.job["userData"].is_string()
+                    && said.returned
+                {
                     let now = self.store.get_image_info(case.repo, &case.image).unwrap();
                     assert_eq!(Some(now.user_data.get()), case.job["userData"].as_str(), "{what}");
                 }
@@ -320,6 +277,19 @@ impl Place {
         }
     }
 
+    /// Whoever wanted the file makes it again, over what was left.
+    fn export_again(&self, case: &Case) {
+        let text = |key: &str| case.job[key].as_str().unwrap();
+        let options = ExportOptions { overwrite: true, ..ExportOptions::default() };
+        let (path, format) = (text("path"), text("format"));
+        let task = self.store.export_image(case.repo, &case.image, path, format, &options).unwrap();
+        self.store.wait_task(&task, None).unwrap();
+        assert!(!fs::exists(format!("{path}.part")).unwrap(), "{path}.part is left");
+        let model = self.model(case.model.as_deref().unwrap());
+        run("qemu-img", &["compare", "-f", format, "-F", "raw", path, model.to_str().unwrap()]);
+        fs::remove_file(path).unwrap();
+    }
+
     fn holds(&self, repo: &str, id: &str, model: &str, what: &str) {
         let status = self.store.get_image_status(repo, id).unwrap();
         assert_ne!(status.status, Status::Broken, "{what}: image {id} ({model}) in {repo}: {status:?}");
@@ -338,12 +308,30 @@ impl Place {
         for name in NAMES {
             nothing_left_over(&self.root().join(name), 1, &format!("{what}: {name}"));
         }
-        // Tables, and what a file system keeps for itself.
-        let slack = if self.kind == "btrfs" { 4 * MIB } else { MIB } as i64;
-        let (now, must) = (self.used(), used + grown);
+        let now = self.used();
+        let (low, high) = if clones(self.kind) {
+            // What is shared counts once: it may take less, or give back less.
+            (used + grown.min(0), used + grown.max(0))
+        } else {
+            (used + grown, used + grown)
+        };
+        let slack = self.slack(high);
+        let range = low - slack..=high + slack;
+        assert!(range.contains(&now), "{what}: {now} bytes are taken, there must be {range:?}");
+    }
+
+    /// Tables, and what a file system keeps for itself.
+    fn slack(&self, bytes: i64) -> i64 {
+        bytes / 20 + if self.kind == "btrfs" { 4 * MIB } else { MIB } as i64
+    }
+
+    /// As many bytes are taken as before the case.
+    pub fn nothing_gained(&self, used: i64, what: &str) {
+        let now = self.used();
+        let more = now - used;
         assert!(
-            (now - must).abs() <= must / 20 + slack,
-            "{what}: {now} bytes are taken, there must be {must}"
+            more <= self.slack(used),
+            "{what}: with all of it removed {now} bytes are taken, before {used}"
         );
     }
 
@@ -354,6 +342,7 @@ impl Place {
                 Err(error) if error.kind() == ErrorKind::ImageNotFound => {}
                 removed => removed.unwrap(),
             }
+            self.quiet();
         }
         self.quiet();
         self.recover("afterwards");

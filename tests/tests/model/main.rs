@@ -16,15 +16,13 @@ mod fixes;
 mod judge;
 mod making;
 mod operation;
+mod run;
 mod using;
 mod world;
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use proptest::prelude::*;
-use proptest::test_runner::{FileFailurePersistence, TestRunner};
 use tempfile::TempDir;
 use vdsmstore_core::options::{AutoFix, CopyOptions, CreateOptions, FormatOptions, Strategy as Layout};
 use vdsmstore_core::{ErrorKind, Fix, Image, Result, Store, StoreOptions};
@@ -32,16 +30,14 @@ use vdsmstore_tests::mounts::{Mounted, can_mount};
 use vdsmstore_tests::{at, scratch};
 
 use cut::{Hits, Need, Way};
-use operation::{Auto, How, Op, Pick, Range, operation};
+use operation::{Auto, How, Op, Pick, Range};
+use run::random_operations;
 use world::{Expect, Model, Open, State};
 
 const NAMES: [&str; 2] = ["A", "B"];
-const REGRESSIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/model.proptest-regressions");
 /// Sequences of a normal run.
 const CASES: u32 = 40;
 const CASES_ON_CLONES: u32 = 25;
-/// Times that as much runs again, should nothing have been broken off.
-const MORE_RUNS: u32 = 5;
 /// Images that stay open between operations.
 const MAX_OPEN: usize = 4;
 
@@ -349,102 +345,6 @@ impl World {
 
 fn copy_options(performance: bool, auto: Auto) -> CopyOptions {
     CopyOptions { auto_fix: auto_fix(auto), strategy: layout(performance), ..CopyOptions::default() }
-}
-
-/// All kinds; each must have succeeded at least once.
-const KINDS: [&str; 30] = [
-    "stop",
-    "kill",
-    "fix",
-    "remember fixes",
-    "fix of an earlier check",
-    "resize",
-    "set strategy",
-    "export",
-    "difference",
-    "tidy",
-    "create",
-    "create on base",
-    "snapshot",
-    "announce snapshot",
-    "copy disk",
-    "copy snapshot",
-    "copy on disk",
-    "copy on snapshot",
-    "copy partial",
-    "bring back",
-    "write",
-    "write by QEMU",
-    "open for reading",
-    "open for writing",
-    "close",
-    "remove",
-    "set user data",
-    "import raw",
-    "import qcow2",
-    "reconnect",
-];
-
-fn random_operations(place: &Path, cases: u32) {
-    let given = std::env::var("PROPTEST_CASES").is_ok();
-    let mut config = ProptestConfig::default();
-    if !given {
-        config.cases = cases;
-    }
-    config.max_shrink_iters = 400;
-    config.failure_persistence = Some(Box::new(FileFailurePersistence::Direct(REGRESSIONS)));
-    config.source_file = Some(file!());
-    let counts: RefCell<BTreeMap<&str, (u32, u32)>> = RefCell::default();
-    let all_hits: RefCell<Hits> = RefCell::default();
-    let sequences = (prop::bool::weighted(0.7), prop::collection::vec(operation(), 1..80));
-    let mut runner = TestRunner::new(config);
-    let mut run = || {
-        runner.run(&sequences, |(begun, operations)| {
-            let mut world = World::new(place);
-            if begun {
-                world.begin();
-            }
-            for op in &operations {
-                let outcome = world.apply(op);
-                world.settle();
-                if let Some((kind, succeeded)) = outcome {
-                    let mut counts = counts.borrow_mut();
-                    let count = counts.entry(kind).or_default();
-                    count.0 += 1;
-                    count.1 += u32::from(succeeded);
-                }
-            }
-            judge::everything(&mut world);
-            all_hits.borrow_mut().add(world.hits);
-            Ok(())
-        })
-    };
-    let mut result = run();
-    // What a moment hits is up to the machine.
-    for _ in 0..MORE_RUNS {
-        let hits = *all_hits.borrow();
-        if result.is_err() || given || hits.stopped > 0 && hits.unfinished > 0 && hits.completed > 0 {
-            break;
-        }
-        result = run();
-    }
-    let hits = all_hits.into_inner();
-    println!("{hits:?}");
-    let counts = counts.into_inner();
-    for (kind, (ran, succeeded)) in &counts {
-        println!("{kind}: {ran} ran, {succeeded} succeeded");
-    }
-    if let Err(error) = result {
-        panic!("{error}");
-    }
-    for kind in KINDS {
-        // Where storage clones there is little to tidy. What a kill hits is counted below.
-        let rare = given || kind == "tidy";
-        assert!(rare || counts.get(kind).is_some_and(|count| count.1 > 0), "{kind:?} never succeeded");
-    }
-    assert!(given || hits.stopped > 0, "no stop hit a running task");
-    assert!(given || hits.unfinished > 0, "no kill left anything unfinished");
-    assert!(given || hits.completed > 0, "nothing that was broken off became whole");
 }
 
 #[test]
