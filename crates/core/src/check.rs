@@ -229,9 +229,7 @@ impl<V: View> Judge<'_, V> {
             && match self.view.volume(id) {
                 Err(error) if error.is_bad_record() => return Ok(None),
                 other => other?.is_none(),
-            }
-            // An image that lost the record of its volume still has its bytes: they may be rescued.
-            && self.view.held_by(id)?.is_empty();
+            };
         Ok(garbage.then_some(Action::CleanObject(id)))
     }
 

@@ -417,7 +417,9 @@ fn snapshot_copy(
         };
         match present.state {
             State::Pending => return Ok(present),
-            State::Live if present.next.is_some() || is_here(repo, &present)? => {
+            State::Live
+                if present.next.is_some() || chain::whole(repo, present.clone(), Read::Fresh).is_ok() =>
+            {
                 return Ok(present);
             }
             State::Live => {
@@ -440,11 +442,6 @@ fn snapshot_copy(
     }
     let message = format!("image {id} in repository {:?} is being removed; try again", repo.id);
     Err(Error::new(ErrorKind::ImageInUse, message).with("imageId", id.to_string()))
-}
-
-/// Whether its records are whole and its own bytes there.
-fn is_here(repo: &Repo, image: &ImageRecord) -> Result<bool> {
-    Ok(chain::whole(repo, image.clone(), Read::Fresh).is_ok() && repo.driver.volume_exists(image.volume)?)
 }
 
 /// How often a snapshot that is being removed is tried to be copied.
