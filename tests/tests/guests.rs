@@ -37,8 +37,6 @@ use guest::{Guest, Use, data_files, files_of};
 enum Outcome {
     /// `ImageInUse`; no data file changed.
     Refused,
-    /// It did nothing, and nothing was listed to be done.
-    Nothing,
     /// It was done, and the guest did not notice.
     Done,
 }
@@ -92,7 +90,6 @@ impl Try {
         let outcome = match &result {
             Err(error) if error.kind() == ErrorKind::ImageInUse => Outcome::Refused,
             Err(error) => panic!("{name}: {error:?}"),
-            Ok(()) if after == before && (self.case.idle)(&scene, &images) => Outcome::Nothing,
             Ok(()) => Outcome::Done,
         };
         if outcome == Outcome::Done {

@@ -369,6 +369,25 @@ fn a_snapshot_whose_data_was_lost_is_copied_again() {
 }
 
 #[test]
+fn a_snapshot_keeps_its_id_asked_for_or_not() {
+    let scene = Scene::new();
+    let disk = scene.disk("A", 7, 4);
+    let snapshot = scene.snapshot("A", &disk);
+    let options = CopyOptions { image_id: Some(snapshot.clone()), ..CopyOptions::default() };
+    for _ in 0..2 {
+        assert_eq!(scene.copy("B", &snapshot, None, &options), snapshot);
+    }
+    // Removed, and needed by another: it comes back.
+    let child = scene.create("B", None, Some(&snapshot), &CreateOptions::default());
+    scene.remove("B", &snapshot);
+    assert_eq!(scene.copy("B", &snapshot, None, &options), snapshot);
+    assert_eq!(scene.status("B", &snapshot), Status::Optimized);
+    scene.holds("B", &child, &bytes(7, 4));
+    let other = CopyOptions { image_id: Some(disk), ..CopyOptions::default() };
+    fails(ErrorKind::InvalidParameter, scene.store.copy_image("B", &snapshot, None, "{}", &other));
+}
+
+#[test]
 fn a_mend_fix_does_what_it_says() {
     let scene = Scene::new();
     let (base, id) = partial(&scene, &CopyOptions { mutable: false, ..CopyOptions::default() });

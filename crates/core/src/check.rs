@@ -8,22 +8,19 @@ use uuid::Uuid;
 use crate::fix::{self, Action, Cost, Fix};
 use crate::graph::chain::{Chain, Resolved, resolve};
 use crate::graph::look::{Everything, Now, View};
-use crate::graph::merge::{self, Direction};
+use crate::graph::merge;
 use crate::graph::search::elsewhere;
 use crate::graph::{lease, mirror, switch};
 use crate::id::{BlobId, ImageId, VolumeId};
-use crate::record::{ImageRecord, Kind, State, VolumeRecord, VolumeState};
+use crate::record::{ImageRecord, Kind, State, VolumeState};
 use crate::repo::Repo;
 use crate::repository::{Marker, Read};
 use crate::{Error, ErrorKind, Result, Status};
 
-/// What a metadata change costs at most, in bytes.
-const SMALL: u64 = 1 << 20;
-
 /// Lists the fixes of a repository.
 pub(crate) fn check(repo: &Arc<Repo>, repos: &[Arc<Repo>], exact: bool) -> Result<Vec<Fix>> {
     let all = Everything::read(repo)?;
-    let judge = Judge { repo, repos, view: &all };
+    let judge = Judge { repo, repos, view: &all, respects_holders: true };
     let mut actions = Vec::new();
     for image in all.images.values() {
         actions.extend(judge.image(image)?);
@@ -47,7 +44,7 @@ pub(crate) fn check(repo: &Arc<Repo>, repos: &[Arc<Repo>], exact: bool) -> Resul
     // The pieces were read one after the other, and others go on working: only what is still so is listed.
     let mut confirmed = Vec::with_capacity(actions.len());
     for action in actions {
-        if needs_now(repo, repos, action, Read::Relaxed)? == Some(action) {
+        if needs_now(repo, repos, action, Read::Relaxed, true)? == Some(action) {
             confirmed.push(action);
         }
     }
@@ -55,7 +52,7 @@ pub(crate) fn check(repo: &Arc<Repo>, repos: &[Arc<Repo>], exact: bool) -> Resul
     let mut seen = BTreeSet::new();
     let mut fixes = Vec::with_capacity(actions.len());
     for action in actions {
-        let fix = describe(repo, &all, action, exact)?;
+        let fix = describe(repo, repos, &all, action, exact)?;
         if seen.insert(fix.data.to_string()) {
             fixes.push(fix);
         }
@@ -65,12 +62,20 @@ pub(crate) fn check(repo: &Arc<Repo>, repos: &[Arc<Repo>], exact: bool) -> Resul
 
 /// What one object needs now, as a check would list it.
 pub(crate) fn needs(repo: &Arc<Repo>, repos: &[Arc<Repo>], action: Action) -> Result<Option<Action>> {
-    needs_now(repo, repos, action, Read::Fresh)
+    needs_now(repo, repos, action, Read::Fresh, true)
 }
 
-/// Whether what a fix says is to be done now. Not if its object needs nothing; `FixRefused` if it needs another work.
+/// Whether what a fix says is to be done now. Not if its object needs nothing; `FixRefused` if it needs another work,
+/// `ImageInUse` if it needs this one, but not before somebody lets go of it.
 pub(crate) fn is_needed(repo: &Arc<Repo>, repos: &[Arc<Repo>], action: Action) -> Result<bool> {
     match needs(repo, repos, action)? {
+        None if needs_now(repo, repos, action, Read::Fresh, false)? == Some(action) => {
+            match blocked(repo, action)? {
+                Some(error) => Err(error),
+                // Let go of meanwhile.
+                None => is_needed(repo, repos, action),
+            }
+        }
         None => Ok(false),
         Some(needed) if needed == action => Ok(true),
         // Somebody completed it; that it could be better still is another fix.
@@ -82,9 +87,27 @@ pub(crate) fn is_needed(repo: &Arc<Repo>, repos: &[Arc<Repo>], action: Action) -
     }
 }
 
-fn needs_now(repo: &Arc<Repo>, repos: &[Arc<Repo>], action: Action, read: Read) -> Result<Option<Action>> {
+/// The error for work that waits for the holder of an image.
+fn blocked(repo: &Repo, action: Action) -> Result<Option<Error>> {
+    let now = Now(repo, Read::Fresh);
+    let Some(image) = action.image().map(|id| now.image(id)).transpose()?.flatten() else { return Ok(None) };
+    let held = match action {
+        Action::Merge(_) => merge::candidate(&now, &image)?.map(|pair| pair.upper),
+        _ => Some(image),
+    };
+    let Some(image) = held else { return Ok(None) };
+    Ok(lease::ensure_free(repo, &image).err())
+}
+
+fn needs_now(
+    repo: &Arc<Repo>,
+    repos: &[Arc<Repo>],
+    action: Action,
+    read: Read,
+    respects_holders: bool,
+) -> Result<Option<Action>> {
     let now = Now(repo, read);
-    let judge = Judge { repo, repos, view: &now };
+    let judge = Judge { repo, repos, view: &now, respects_holders };
     match action {
         Action::Mend(id) | Action::Optimize(id) | Action::Merge(id) | Action::CleanImage(id) => {
             match now.image(id)? {
@@ -114,6 +137,8 @@ struct Judge<'a, V> {
     repo: &'a Arc<Repo>,
     repos: &'a [Arc<Repo>],
     view: &'a V,
+    /// What somebody holds needs nothing: he completes it, or lets go of it.
+    respects_holders: bool,
 }
 
 impl<V: View> Judge<'_, V> {
@@ -149,8 +174,7 @@ impl<V: View> Judge<'_, V> {
 
     fn live(&self, image: &ImageRecord) -> Result<Option<Action>> {
         let id = image.id();
-        // Whoever holds it completes it, or lets go of it.
-        if lease::holder(self.repo, image)?.is_some() {
+        if self.is_held(image)? {
             return Ok(None);
         }
         if !image.freeze.is_empty() || image.next.is_some() {
@@ -183,6 +207,10 @@ impl<V: View> Judge<'_, V> {
         }
     }
 
+    fn is_held(&self, image: &ImageRecord) -> Result<bool> {
+        Ok(self.respects_holders && lease::holder(self.repo, image)?.is_some())
+    }
+
     fn is_mirrored(&self, chain: &Chain) -> Result<bool> {
         let volume = &chain.top().volume;
         let Some(base) = chain.links.get(1) else { return Ok(true) };
@@ -200,7 +228,7 @@ impl<V: View> Judge<'_, V> {
         // A removed image on top goes first; one that is in use is waited for.
         let goes =
             matches!(pair.upper.state, State::Removed) && self.view.built_on(pair.upper.id())?.is_empty();
-        if goes || lease::holder(self.repo, &pair.upper)?.is_some() {
+        if goes || self.is_held(&pair.upper)? {
             return Ok(None);
         }
         Ok(Some(Action::Merge(id)))
@@ -295,13 +323,19 @@ impl<V: View> Judge<'_, V> {
 }
 
 /// The fix as callers get it.
-fn describe(repo: &Repo, all: &Everything, action: Action, exact: bool) -> Result<Fix> {
+fn describe(
+    repo: &Arc<Repo>,
+    repos: &[Arc<Repo>],
+    all: &Everything,
+    action: Action,
+    exact: bool,
+) -> Result<Fix> {
     let observed = observed(all, action);
     Ok(Fix {
         fix_type: action.fix_type(),
         image_id: action.image(),
         description: text(all, action),
-        cost: match cost(repo, all, action, exact) {
+        cost: match fix::cost(repo, repos, all, action, exact) {
             // It went while the check was looking; so will the fix.
             Err(error) if matches!(error.kind(), ErrorKind::ImageBroken | ErrorKind::ImageNotFound) => {
                 Cost::default()
@@ -346,56 +380,4 @@ fn text(all: &Everything, action: Action) -> String {
         Action::CleanProgress(id) => format!("forget the progress of image {id}, which is complete"),
         Action::Sweep => "remove temporary files of stores that are gone".to_owned(),
     }
-}
-
-fn cost(repo: &Repo, all: &Everything, action: Action, exact: bool) -> Result<Cost> {
-    let allocated = |id: VolumeId| if all.objects.contains(&id) { repo.driver.allocated(id) } else { Ok(0) };
-    let image = action.image().and_then(|id| all.images.get(&id));
-    let cost = match (action, image) {
-        (Action::Mend(_), Some(image)) => {
-            let volume = all.volumes.get(&image.next.unwrap_or(image.volume));
-            let moves = volume
-                .filter(|volume| volume.state == VolumeState::Filling)
-                .map_or(0, |volume| bytes_left(repo, image, volume));
-            Cost { read: moves + SMALL, write: moves + SMALL, frees: 0, needs: moves + SMALL }
-        }
-        (Action::Optimize(_), Some(image)) => {
-            let frees = allocated(image.volume)?;
-            Cost { read: image.size, write: image.size, frees, needs: image.size }
-        }
-        (Action::Merge(_), Some(image)) => match merge::candidate(all, image)? {
-            None => Cost::default(),
-            Some(pair) => {
-                let (lower, upper) = (allocated(pair.lower_volume.id())?, allocated(pair.upper_volume.id())?);
-                let moves = match merge::direction(repo, &pair)? {
-                    Direction::Up => lower,
-                    Direction::Down => upper,
-                };
-                Cost { read: moves, write: moves + SMALL, frees: moves, needs: moves + SMALL }
-            }
-        },
-        (Action::CleanImage(_), Some(image)) if all.held_by(image.volume)?.len() < 2 => {
-            Cost { frees: allocated(image.volume)?, ..Cost::default() }
-        }
-        (Action::CleanVolume(id) | Action::CleanObject(id), _) => {
-            Cost { frees: allocated(id)?, ..Cost::default() }
-        }
-        (Action::Sweep, _) => Cost { frees: repo.driver.leftovers()?, ..Cost::default() },
-        _ => Cost::default(),
-    };
-    match (action, image) {
-        (Action::Mend(_) | Action::Optimize(_) | Action::Merge(_), Some(image)) if exact => {
-            Ok(crate::fix::exact_cost(repo, all, action, image)?.unwrap_or(cost))
-        }
-        _ => Ok(cost),
-    }
-}
-
-/// What is left to fill, by the last watermark.
-fn bytes_left(repo: &Repo, image: &ImageRecord, volume: &VolumeRecord) -> u64 {
-    let done = match repo.progress(image.id()) {
-        Ok(Some(progress)) if progress.volume == volume.id() => progress.watermark,
-        _ => 0,
-    };
-    volume.size.saturating_sub(done)
 }

@@ -85,7 +85,9 @@ impl Finding<'_> {
         match action(fix) {
             "mend" => {
                 assert!((SMALL..=SMALL + SIZE as u64).contains(&cost.write), "{what}: {cost:?}");
-                assert_eq!((cost.read, cost.needs, cost.frees), (cost.write, cost.write, 0), "{what}");
+                // Of a difference both sides are read; what only reserves space reads nothing.
+                assert!((SMALL..=SMALL + 2 * SIZE as u64).contains(&cost.read), "{what}: {cost:?}");
+                assert_eq!((cost.needs, cost.frees), (cost.write, 0), "{what}");
             }
             "optimize" => {
                 assert_eq!(

@@ -27,8 +27,6 @@ pub struct Case {
     /// What happens once the guest is there.
     pub then: Option<fn(&Scene, &mut Images)>,
     pub run: fn(&Scene, &Images) -> Result<()>,
-    /// Nothing was done, nothing is listed.
-    pub idle: fn(&Scene, &Images) -> bool,
     /// It is done.
     pub done: fn(&Scene, &Images) -> bool,
     pub guests: &'static [(&'static str, &'static [Use])],
@@ -109,15 +107,9 @@ fn perform(scene: &Scene, images: &mut Images, name: &str) {
     list(scene, images, FixType::Optimize);
 }
 
-fn never(_: &Scene, _: &Images) -> bool {
-    false
-}
-
-/// What its record says to be in use is not listed; what only the locks tell is found when it is tried.
 fn on_top(on: &str, how: Use) -> Outcome {
     match (on, how) {
         ("low" | "middle", _) => Outcome::Done,
-        (_, Use::PreparedToWrite | Use::OpenToWrite) => Outcome::Nothing,
         _ => Outcome::Refused,
     }
 }
@@ -140,7 +132,6 @@ pub const CASES: &[Case] = &[
         },
         then: None,
         run: fix,
-        idle: unlisted,
         done: |scene, images| depth(scene, images, "disk") == 2,
         guests: MERGES_ABOVE,
         expected: on_top,
@@ -154,7 +145,6 @@ pub const CASES: &[Case] = &[
         },
         then: None,
         run: fix,
-        idle: unlisted,
         done: |scene, images| depth(scene, images, "disk") == 2,
         guests: MERGES_ABOVE,
         expected: on_top,
@@ -168,7 +158,6 @@ pub const CASES: &[Case] = &[
         },
         then: None,
         run: fix,
-        idle: unlisted,
         done: |scene, images| depth(scene, images, "disk") == 2,
         guests: MERGES_BELOW,
         expected: always,
@@ -182,7 +171,6 @@ pub const CASES: &[Case] = &[
         },
         then: None,
         run: fix,
-        idle: unlisted,
         done: |scene, images| depth(scene, images, "disk") == 2,
         guests: MERGES_BELOW,
         expected: always,
@@ -196,7 +184,6 @@ pub const CASES: &[Case] = &[
         },
         then: None,
         run: fix,
-        idle: unlisted,
         done: |scene, images| depth(scene, images, "disk") == 1,
         guests: &[("disk", ALL), ("middle", READERS)],
         // Who reads goes on with the old volume.
@@ -211,7 +198,6 @@ pub const CASES: &[Case] = &[
         },
         then: None,
         run: fix,
-        idle: unlisted,
         done: |scene, images| depth(scene, images, "middle") == 1 && depth(scene, images, "disk") == 2,
         guests: &[("disk", ALL), ("middle", READERS), ("low", READERS)],
         expected: |_, _| Outcome::Done,
@@ -228,7 +214,6 @@ pub const CASES: &[Case] = &[
             list(scene, images, FixType::Clean);
         }),
         run: fix,
-        idle: unlisted,
         done: unlisted,
         guests: &[("disk", READERS)],
         expected: always,
@@ -245,7 +230,6 @@ pub const CASES: &[Case] = &[
             list(scene, images, FixType::Clean);
         }),
         run: fix,
-        idle: unlisted,
         done: unlisted,
         guests: &[("middle", &[Use::QemuReads])],
         expected: always,
@@ -259,7 +243,6 @@ pub const CASES: &[Case] = &[
             let options = ResizeOptions::default();
             scene.store.resize_virtual_disk("A", id(images, "disk"), 2 * SIZE, &options)
         },
-        idle: never,
         done: |scene, images| {
             scene.store.get_image_info("A", id(images, "disk")).unwrap().size == 2 * SIZE as u64
         },
@@ -274,7 +257,6 @@ pub const CASES: &[Case] = &[
         run: |scene, images| {
             scene.store.create_snapshot("A", id(images, "disk"), "{}", &CreateOptions::default()).map(drop)
         },
-        idle: never,
         done: |scene, images| depth(scene, images, "disk") == 4,
         guests: &[("disk", OTHERS), ("middle", READERS)],
         expected: |on, _| if on == "disk" { Outcome::Refused } else { Outcome::Done },
@@ -285,7 +267,6 @@ pub const CASES: &[Case] = &[
         setup: |scene, images| chain(scene, images, [60, 10, 20]),
         then: None,
         run: |scene, images| remove(scene, images, "disk"),
-        idle: never,
         done: |_, _| true,
         guests: &[("disk", OTHERS), ("middle", READERS)],
         expected: |on, _| if on == "disk" { Outcome::Refused } else { Outcome::Done },
@@ -296,7 +277,6 @@ pub const CASES: &[Case] = &[
         setup: |scene, images| chain(scene, images, [60, 10, 20]),
         then: None,
         run: |scene, images| remove(scene, images, "middle"),
-        idle: never,
         done: |scene, images| depth(scene, images, "disk") == 2,
         guests: &[("disk", ALL), ("middle", &[Use::PreparedToRead, Use::OpenToRead]), ("low", READERS)],
         expected: |on, _| if on == "middle" { Outcome::Refused } else { Outcome::Done },

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::id::{BlobId, ImageId, VolumeId};
 use crate::repository::Marker;
 
-pub(crate) use cost::exact_cost;
+pub(crate) use cost::cost;
 pub(crate) use document::{parse, write};
 pub(crate) use job::FixJob;
 

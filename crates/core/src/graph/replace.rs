@@ -2,6 +2,7 @@
 //! image.
 
 use crate::id::ImageId;
+use crate::options::Strategy;
 use crate::record::{Fill, How, ImageRecord, Kind, State, VolumeFormat};
 use crate::repo::{Change, Repo};
 use crate::repository::{Access, Marker};
@@ -24,12 +25,9 @@ pub(crate) fn begin(repo: &Repo, whole: &Chain) -> Result<bool> {
         // Nothing is announced that could not begin: a program outside may be writing.
         drop(chain::open(repo, image.id(), Access::ReadStill)?);
     }
-    let new = add::NewVolume {
-        format: VolumeFormat::Raw,
-        size: image.size,
-        backing: None,
-        fill: Fill::simple(How::Flatten),
-    };
+    let mut fill = Fill::simple(How::Flatten);
+    fill.preallocate = image.strategy == Strategy::Performance;
+    let new = add::NewVolume { format: VolumeFormat::Raw, size: image.size, backing: None, fill };
     let next = add::announce_volume(repo, new, image.id())?;
     let announced = repo.update_image(image.id(), |now| {
         if now.volume != image.volume

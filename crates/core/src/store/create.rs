@@ -309,7 +309,9 @@ pub(super) fn copy(
     let search = store.search(&create)?;
     let kind = if options.mutable { "disk" } else { "snapshot" };
     let (id, request) = new_id(&create, "copyImage", &[&text(Some(image)), &text(base), user_data, kind])?;
-    if let Some(id) = answered(&repo, id, request.as_ref())? {
+    // A snapshot's copy has its id, asked for or not.
+    let keeps_id = id == image && repo.image(id)?.is_some_and(|image| image.kind == Kind::Snapshot);
+    if !keeps_id && let Some(id) = answered(&repo, id, request.as_ref())? {
         return Ok(id);
     }
     let found = search.find(&repo, image)?;

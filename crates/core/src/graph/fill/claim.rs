@@ -36,7 +36,7 @@ pub(super) fn claim(
 }
 
 /// The last durable watermark that counts: of this volume, in this epoch, from a source in the same state.
-pub(super) fn watermark(repo: &Repo, image: &ImageRecord, volume: &VolumeRecord) -> Result<u64> {
+pub(crate) fn watermark(repo: &Repo, image: &ImageRecord, volume: &VolumeRecord) -> Result<u64> {
     let Some(fill) = &volume.fill else { return Ok(0) };
     let wanted = fill.source.as_ref().map(|source| source.token);
     let progress = repo.progress(image.id())?.filter(|progress| {

@@ -22,8 +22,10 @@ use claim::{claim, replace_volume};
 use layout::lay_out;
 use source::{Opened, is_source_pending, open_base, open_source, settle_base};
 
+pub(crate) use claim::watermark;
 pub(crate) use layout::{create_qcow2, lay_out_clone};
 pub(crate) use limit::Limit;
+pub(crate) use source::{find_base, find_image};
 
 /// Virtual bytes of one step where there is data; more where there is none.
 pub(crate) const STEP: u64 = 64 << 20;

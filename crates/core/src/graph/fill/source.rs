@@ -12,7 +12,7 @@ use crate::id::{ImageId, Token};
 use crate::job::Env;
 use crate::record::{Backing, Fill, How, ImageRecord, Kind, Source, State, VolumeRecord};
 use crate::repo::Repo;
-use crate::repository::{Access, Marker};
+use crate::repository::{Access, Marker, Read};
 use crate::{Error, ErrorKind, Result};
 
 /// Bytes to read, and what keeps them from changing.
@@ -105,40 +105,51 @@ pub(super) fn open_image(
     source: &Source,
     except: ImageId,
 ) -> Result<Opened> {
-    // The repository where it was found comes first: a disk is only there.
-    let mut places: Vec<_> = env.repos.iter().collect();
+    let Some((repo, record)) = find_image(&env.repos, target, source, except)? else {
+        let message = format!(
+            "image {}, which is to be copied, is in no connected repository, or is not usable",
+            source.image
+        );
+        return Err(Error::new(ErrorKind::ImageNotFound, message).with("imageId", source.image.to_string()));
+    };
+    env.task.uses(&repo, source.image);
+    if record.kind == Kind::Disk {
+        if repo.driver.clone_under_writer() && !repo.driver.read_only() {
+            return pinned(&repo, source.image);
+        }
+        lease::ensure_free(&repo, &record)?;
+        return Opened::new(&chain::open(&repo, source.image, Access::ReadStill)?);
+    }
+    let mut opened = Opened::new(&chain::open(&repo, source.image, Access::Read)?)?;
+    // A snapshot's id names its data; there is nothing more to compare.
+    opened.token = Some(source.token);
+    Ok(opened)
+}
+
+/// Where the image that is copied is: a disk only in the repository where it was found, a snapshot wherever it is whole.
+pub(crate) fn find_image(
+    repos: &[Arc<Repo>],
+    target: &Arc<Repo>,
+    source: &Source,
+    except: ImageId,
+) -> Result<Option<(Arc<Repo>, ImageRecord)>> {
+    let mut places: Vec<_> = repos.iter().collect();
     places.sort_by_key(|repo| repo.driver.repository_nonce() != source.repo);
     for repo in places {
-        let here = Arc::ptr_eq(repo, target);
-        if here && source.image == except {
+        if Arc::ptr_eq(repo, target) && source.image == except {
             continue;
         }
         let Some(record) = repo.image(source.image)? else { continue };
-        if record.kind == Kind::Disk {
-            if repo.driver.repository_nonce() != source.repo || record.state != State::Live {
-                continue;
-            }
-            env.task.uses(repo, source.image);
-            if repo.driver.clone_under_writer() && !repo.driver.read_only() {
-                return pinned(repo, source.image);
-            }
-            lease::ensure_free(repo, &record)?;
-            return Opened::new(&chain::open(repo, source.image, Access::ReadStill)?);
+        let usable = if record.kind == Kind::Disk {
+            repo.driver.repository_nonce() == source.repo && record.state == State::Live
+        } else {
+            record.can_back() && chain::whole(repo, record.clone(), Read::Fresh).is_ok()
+        };
+        if usable {
+            return Ok(Some((Arc::clone(repo), record)));
         }
-        if !record.can_back() || chain::whole(repo, record.clone(), crate::repository::Read::Fresh).is_err() {
-            continue;
-        }
-        env.task.uses(repo, source.image);
-        let mut opened = Opened::new(&chain::open(repo, source.image, Access::Read)?)?;
-        // A snapshot's id names its data; there is nothing more to compare.
-        opened.token = Some(source.token);
-        return Ok(opened);
     }
-    let message = format!(
-        "image {}, which is to be copied, is in no connected repository, or is not usable",
-        source.image
-    );
-    Err(Error::new(ErrorKind::ImageNotFound, message).with("imageId", source.image.to_string()))
+    Ok(None)
 }
 
 /// A disk as it is at this moment; whoever writes it, now or later, is not disturbed.
@@ -169,18 +180,25 @@ pub(super) fn open_base(
     if how != How::Diff {
         return Ok(None);
     }
-    if let Some(record) = repo.image(backing.image)?
-        && chain::whole(repo, record, crate::repository::Read::Fresh).is_ok()
+    let Some(found) = find_base(&env.repos, repo, backing.image)? else {
+        let message = format!(
+            "image {}, the base of a difference, is in no connected repository, or is not usable",
+            backing.image
+        );
+        return Err(Error::new(ErrorKind::ImageNotFound, message).with("imageId", backing.image.to_string()));
+    };
+    if !Arc::ptr_eq(&found, repo) {
+        env.task.uses(&found, backing.image);
+    }
+    Opened::new(&chain::open(&found, backing.image, Access::Read)?).map(Some)
+}
+
+/// Where the base of a difference is whole: here, or elsewhere.
+pub(crate) fn find_base(repos: &[Arc<Repo>], here: &Arc<Repo>, base: ImageId) -> Result<Option<Arc<Repo>>> {
+    if let Some(record) = here.image(base)?
+        && chain::whole(here, record, Read::Fresh).is_ok()
     {
-        return Opened::new(&chain::open(repo, backing.image, Access::Read)?).map(Some);
+        return Ok(Some(Arc::clone(here)));
     }
-    if let Some(other) = elsewhere(&env.repos, repo, backing.image)? {
-        env.task.uses(&other, backing.image);
-        return Opened::new(&chain::open(&other, backing.image, Access::Read)?).map(Some);
-    }
-    let message = format!(
-        "image {}, the base of a difference, is in no connected repository, or is not usable",
-        backing.image
-    );
-    Err(Error::new(ErrorKind::ImageNotFound, message).with("imageId", backing.image.to_string()))
+    elsewhere(repos, here, base)
 }
