@@ -12,6 +12,7 @@ impl World {
     pub fn snapshot(&mut self, op: &Op, store: usize, repo: usize, id: &str, auto: Auto) -> Option<bool> {
         let expected = self.model.snapshot(repo, id);
         let user = self.user();
+        let at_once = self.model.is_cloned_while_written(repo, id);
         let announced = |may, sure| State::Announced { disk: id.to_owned(), may, sure };
         if self.is_killed() {
             let data = expected.ok()?;
@@ -20,7 +21,14 @@ impl World {
             self.model.may_complete(repo, id);
             if let Some((made, whole, returned)) = made {
                 assert!(whole || !returned, "a snapshot that was returned is not there");
-                let state = if whole { State::Whole } else { announced(true, returned) };
+                let state = match (whole, at_once) {
+                    (true, _) => State::Whole,
+                    // Nobody was told of its moment: it is that of whoever completes it.
+                    (false, true) => {
+                        State::Adrift { repo, source: id.to_owned(), moments: vec![data.clone()] }
+                    }
+                    (false, false) => announced(true, returned),
+                };
                 self.model.insert(repo, made, Img { disk: false, data, user, state });
             }
             return Some(true);
@@ -30,7 +38,7 @@ impl World {
         self.stores[store].run_tasks();
         let made = allowed(op, made, &expected);
         if let (Some(made), Ok(data)) = (&made, expected) {
-            let state = if auto == Auto::Off {
+            let state = if auto == Auto::Off && !at_once {
                 announced(false, true)
             } else {
                 self.model.complete(repo, id);

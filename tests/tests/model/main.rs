@@ -99,7 +99,7 @@ impl World {
             options.threads = Some(0);
             Store::new(options).unwrap()
         });
-        let world = World {
+        let mut world = World {
             root,
             stores,
             handles: Vec::new(),
@@ -120,6 +120,8 @@ impl World {
                 .unwrap();
             (0..2).for_each(|store| world.connect(store, repo));
         }
+        let info = world.stores[0].get_storage_repository_info(NAMES[0]).unwrap();
+        world.model.clones = info.capabilities.reflink;
         world
     }
 

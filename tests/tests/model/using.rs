@@ -37,6 +37,10 @@ impl World {
                 image.discard(offset, long).unwrap();
             }
         }
+        if self.model.clones {
+            // A clone of this moment is as a crash would leave it: what was flushed is in it.
+            image.flush().unwrap();
+        }
     }
 
     pub fn qemu(&mut self, op: &Op, store: usize, repo: usize, id: &str, range: Range, byte: u8) -> bool {

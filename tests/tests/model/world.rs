@@ -44,6 +44,8 @@ pub struct Model {
     /// Snapshots that once were in the repository: as long as something is built on one, its data is still there.
     pub were: [BTreeSet<String>; 2],
     pub open: Vec<Open>,
+    /// The storage clones: of a disk that is being written, too.
+    pub clones: bool,
     /// Ids that were removed, to be asked for again.
     pub removed: Vec<(usize, String)>,
 }
@@ -110,6 +112,11 @@ impl Model {
         self.open.iter().any(|open| open.writable && open.repo == repo && open.id == id)
     }
 
+    /// A snapshot of it is a clone of the moment at which it is made, because somebody writes it.
+    pub fn is_cloned_while_written(&self, repo: usize, id: &str) -> bool {
+        self.clones && self.is_open_for_writing(repo, id)
+    }
+
     /// The image exists, and is a disk that can be written now.
     pub fn writable(&self, repo: usize, id: &str) -> Expect<()> {
         let image = self.get(repo, id).ok_or(vec![ErrorKind::ImageNotFound])?;
@@ -143,7 +150,9 @@ impl Model {
         if !image.disk {
             return Err(vec![ErrorKind::NotADisk]);
         }
-        self.writable(repo, id)?;
+        if !self.is_cloned_while_written(repo, id) {
+            self.writable(repo, id)?;
+        }
         Ok(image.data.clone())
     }
 
@@ -168,6 +177,7 @@ impl Model {
         let mut wrong = Vec::new();
         let source = self.find(target, id).map_err(|kinds| wrong.extend(kinds));
         if let Ok(repo) = source
+            && !self.clones
             && self.is_open_for_writing(repo, id)
         {
             wrong.push(ErrorKind::ImageInUse);
@@ -197,7 +207,7 @@ impl Model {
             None => {
                 let repo = self.find(target, base)?;
                 if self.repos[repo][base].disk {
-                    return Err(vec![ErrorKind::InvalidParameter]);
+                    return Err(vec![ErrorKind::NotASnapshot]);
                 }
                 Base::Snapshot(base.to_owned())
             }
