@@ -232,7 +232,7 @@ table(
         "copyImage": lambda s: s.store.copyImage("b", s.disk, options={"verify": True}),
         "importImage": lambda s: s.store.importImage("a", s.file("x", b"x"), "raw", options={"verify": True}),
         "exportImage": lambda s: s.store.exportImage(
-            "a", s.disk, s.place / "x", "qcow2", {"compress": "zstd"}
+            "a", s.disk, s.place / "x", "qcow2", {"verify": True}
         ),
     },
 )

@@ -56,15 +56,22 @@ def layered(store: Store) -> tuple[str, str, bytes, bytes]:
     return snapshot, disk, before, bytes(model)
 
 
-@pytest.mark.parametrize("file_format", ["raw", "qcow2"])
+@pytest.mark.parametrize(
+    ("file_format", "compress"), [("raw", None), ("qcow2", None), ("qcow2", "zstd"), ("qcow2", "deflate")]
+)
 def test_export(
-    store: Store, tmp_path: Path, layered: tuple[str, str, bytes, bytes], file_format: str
+    store: Store,
+    tmp_path: Path,
+    layered: tuple[str, str, bytes, bytes],
+    file_format: str,
+    compress: str | None,
 ) -> None:
     snapshot, disk, before, after = layered
     for image_id, content in ((snapshot, before), (disk, after)):
         path, model = tmp_path / f"{image_id}.out", tmp_path / f"{image_id}.model"
         model.write_bytes(content)
-        task = store.exportImage("a", image_id, path, file_format, {"taskId": image_id})
+        options = {"taskId": image_id, "compress": compress}
+        task = store.exportImage("a", image_id, path, file_format, options)
         assert task == image_id
         store.waitTask(task, 30)
         qemu_img("compare", "-f", file_format, "-F", "raw", str(path), str(model))
@@ -140,9 +147,14 @@ def test_exports_that_are_refused(
     assert not (tmp_path / "file").exists()
 
 
-def test_compress_is_not_built(store: Store, tmp_path: Path, disk: str) -> None:
-    with pytest.raises(vdsmstore.UnsupportedOperation):
-        store.exportImage("a", disk, tmp_path / "file", "qcow2", {"compress": "zstd"})
+@pytest.mark.parametrize(
+    ("file_format", "compress"), [("raw", "zstd"), ("qcow2", "zlib"), ("qcow2", ""), ("qcow2", True)]
+)
+def test_compress_that_is_refused(
+    store: Store, tmp_path: Path, disk: str, file_format: str, compress: Any
+) -> None:
+    with pytest.raises(vdsmstore.InvalidParameter):
+        store.exportImage("a", disk, tmp_path / "file", file_format, {"compress": compress})
 
 
 def replay(base: bytes, target: bytes, pieces: list[tuple[int, int, str]]) -> bytes:

@@ -282,7 +282,8 @@ class Store:
     ) -> str:
         """Starts writing an image to a file, "raw" or "qcow2"; returns the task's id.
 
-        The file has its name only when it is whole. Options: overwrite, taskId, bandwidth.
+        The file has its name only when it is whole. Options: overwrite, compress ("zstd" or "deflate",
+        for qcow2), taskId, bandwidth.
         """
         return self._handle.export_image(
             arguments.text("repositoryId", repositoryId),

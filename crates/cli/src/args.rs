@@ -444,9 +444,21 @@ pub struct ImageExport {
     /// Replace a file of that name.
     #[arg(long)]
     pub overwrite: bool,
+    /// Compress a qcow2 file.
+    #[arg(short, long, value_name = "HOW", value_enum)]
+    pub compress: Option<Compress>,
     /// At most so many bytes per second: a number, or one with K, M or G.
     #[arg(long, value_name = "BYTES", value_parser = size::bandwidth)]
     pub bandwidth: Option<Bandwidth>,
+}
+
+/// How a file is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Compress {
+    /// Faster and smaller; read by QEMU 5.1 and later.
+    Zstd,
+    /// Read by every program.
+    Deflate,
 }
 
 /// `image diff`

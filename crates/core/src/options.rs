@@ -139,7 +139,7 @@ pub struct FixOptions {
 pub struct ExportOptions {
     /// Replace a file of that name.
     pub overwrite: bool,
-    /// Compress a qcow2 file: not available yet.
+    /// Compress a qcow2 file: `zstd` or `deflate`.
     pub compress: Option<String>,
     /// The started task's name.
     pub task_id: Option<String>,

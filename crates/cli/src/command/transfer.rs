@@ -4,7 +4,7 @@ use serde_json::json;
 use vdsmstore_core::options::{ExportOptions, MeasureOptions};
 use vdsmstore_core::{Error, ErrorKind, Result};
 
-use crate::args::{ImageDiff, ImageExport, ImageMeasure};
+use crate::args::{Compress, ImageDiff, ImageExport, ImageMeasure};
 use crate::command::bytes::Merged;
 use crate::command::make::{absolute, format_name};
 use crate::output::pairs;
@@ -22,9 +22,9 @@ pub fn export(session: &Session, arguments: &ImageExport) -> Result<Outcome> {
     let task = task_id(None);
     let options = ExportOptions {
         overwrite: arguments.overwrite,
+        compress: arguments.compress.map(|how| compress_name(how).to_owned()),
         task_id: Some(task.clone()),
         bandwidth: arguments.bandwidth,
-        ..ExportOptions::default()
     };
     session.store.export_image(repo, image, &path, format_name(arguments.format), &options)?;
     let _offer = session.offer_to_stop(repo, image);
@@ -39,6 +39,13 @@ pub fn export(session: &Session, arguments: &ImageExport) -> Result<Outcome> {
         session.out.value(&json!({ "repoId": repo, "imageId": image, "path": path }))?;
     }
     Ok(Outcome::Done)
+}
+
+fn compress_name(how: Compress) -> &'static str {
+    match how {
+        Compress::Zstd => "zstd",
+        Compress::Deflate => "deflate",
+    }
 }
 
 /// `image diff`

@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
-use vdsmstore_io::{Control, Device, FileDevice, Format, Image, Layer, Target, execute, plan, qcow2};
+use vdsmstore_io::qcow2::Compression;
+use vdsmstore_io::{
+    Control, Device, FileDevice, Format, Image, Layer, Target, compress, execute, plan, qcow2,
+};
 
 use crate::job::{Env, Job, Step};
 use crate::repo::Repo;
@@ -103,15 +106,23 @@ pub(crate) struct Export {
     target: Option<Image>,
     /// The file of the target, locked for as long as it is written.
     part: Option<fs::File>,
+    /// How the file is compressed.
+    compress: Option<Compression>,
     position: u64,
     limit: Limit,
 }
 
 impl Export {
     /// Writes an open image.
-    pub fn new(opened: &OpenChain, destination: Destination, bandwidth: Option<u64>) -> Result<Self> {
+    pub fn new(
+        opened: &OpenChain,
+        destination: Destination,
+        compress: Option<Compression>,
+        bandwidth: Option<u64>,
+    ) -> Result<Self> {
         let source = opened.image(false)?;
-        Ok(Self { destination, source, target: None, part: None, position: 0, limit: Limit::new(bandwidth) })
+        let limit = Limit::new(bandwidth);
+        Ok(Self { destination, source, target: None, part: None, compress, position: 0, limit })
     }
 
     fn create(&mut self) -> Result<Image> {
@@ -134,9 +145,10 @@ impl Export {
         match format {
             Format::Raw => device.set_len(size)?,
             Format::Qcow2 => {
-                qcow2::create(
+                qcow2::create_compressed(
                     &device,
                     &qcow2::CreateOptions { size, backing: None, preallocate_metadata: false },
+                    self.compress.unwrap_or(Compression::Deflate),
                 )?;
             }
         }
@@ -159,14 +171,20 @@ impl Export {
             return Ok(Step::Later(pause.min(Duration::from_secs(1))));
         }
         let length = STEP.min(self.limit.step()).min(size - self.position);
-        let empty = Target { backed: false, known_zero: true };
-        let plan = plan::copy(&self.source, None, empty, self.position, length)?;
         let control = Control {
             cancel: &|| env.task.is_cancelled(),
             progress: &|bytes| env.task.add_done(bytes),
             threads: env.threads,
         };
-        let outcome = env.outcome(execute(&plan, &self.source, None, target, &control))?;
+        let outcome = if self.compress.is_some() {
+            // Steps are whole clusters, 64 KiB.
+            compress(&self.source, target, self.position, length, &control)
+        } else {
+            let empty = Target { backed: false, known_zero: true };
+            let plan = plan::copy(&self.source, None, empty, self.position, length)?;
+            execute(&plan, &self.source, None, target, &control)
+        };
+        let outcome = env.outcome(outcome)?;
         self.limit.spend(outcome.read);
         self.position += length;
         env.task.set_done(self.position);

@@ -1,5 +1,6 @@
 //! The verbs that read images for somebody else: export, differences, measure.
 
+use vdsmstore_io::qcow2::Compression;
 use vdsmstore_io::{Format, Target, plan};
 
 use crate::graph::export::{Destination, Export};
@@ -21,10 +22,24 @@ fn parse_format(format: &str) -> Result<Format> {
     })
 }
 
+fn parse_compress(compress: Option<&str>, format: Format) -> Result<Option<Compression>> {
+    let invalid =
+        |message: String| Err(Error::new(ErrorKind::InvalidParameter, message).with("parameter", "compress"));
+    match compress {
+        None => Ok(None),
+        Some(_) if format != Format::Qcow2 => {
+            invalid("option \"compress\": only a qcow2 file can be compressed".to_owned())
+        }
+        Some("zstd") => Ok(Some(Compression::Zstd)),
+        Some("deflate") => Ok(Some(Compression::Deflate)),
+        Some(other) => invalid(format!("option \"compress\" is neither \"zstd\" nor \"deflate\": {other:?}")),
+    }
+}
+
 impl Store {
     /// Starts writing the image to a file; returns the task's name. The file has its name only when it is whole.
     ///
-    /// Raises `InvalidParameter`, `ImageNotFound`, `ImageBroken`, `ImageInUse`, `UnsupportedOperation` (`compress`).
+    /// Raises `InvalidParameter`, `ImageNotFound`, `ImageBroken`, `ImageInUse`.
     pub fn export_image(
         &self,
         repo_id: &str,
@@ -37,14 +52,11 @@ impl Store {
         let id = ImageId::parse(image_id)?;
         let format = parse_format(format)?;
         self.0.pool.check_id(options.task_id.as_deref())?;
-        if options.compress.is_some() {
-            let message = "option \"compress\" is not supported by this release";
-            return Err(Error::new(ErrorKind::UnsupportedOperation, message).with("parameter", "compress"));
-        }
+        let compress = parse_compress(options.compress.as_deref(), format)?;
         let destination = Destination::new(path, format, options.overwrite, &self.repos())?;
         let opened = self.explained(&repo, id, open_for_reading(&repo, id))?;
         let bandwidth = options.bandwidth.map(|limit| limit.0);
-        let job = Box::new(Export::new(&opened, destination, bandwidth)?);
+        let job = Box::new(Export::new(&opened, destination, compress, bandwidth)?);
         let request = TaskRequest { id: options.task_id.clone(), kind: "export", repo, image: Some(id), job };
         self.0.pool.start(request).map(|task| task.id.clone())
     }

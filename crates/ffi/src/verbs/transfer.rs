@@ -11,8 +11,8 @@ use crate::string::{json, owned};
 
 /// Starts writing an image to a file, which has its name only when it is whole. Begins anew after a stop.
 ///
-/// `path`: absolute. `format`: `"raw"` or `"qcow2"`. `options`: `overwrite` (replace a file of that name), `taskId`,
-/// `bandwidth`.
+/// `path`: absolute. `format`: `"raw"` or `"qcow2"`. `options`: `overwrite` (replace a file of that name),
+/// `compress` (a qcow2 file: `"zstd"` or `"deflate"`), `taskId`, `bandwidth`.
 /// `*task_id`: of the started task, for `vdsmstore_wait_task`; freed with `vdsmstore_string_free`.
 ///
 /// Errors: RepositoryNotFound, ImageNotFound, ImageBroken, ImageInUse, CorruptImage, TaskIdInUse, UnsupportedOperation.
