@@ -176,7 +176,8 @@ fn external_data_files() {
         }
 
         // Only what the caller names is opened.
-        assert!(qcow2::info(&file(&path)).unwrap().data_file);
+        let info = qcow2::info(&file(&path)).unwrap();
+        assert!(info.data_file && info.data_file_name.as_deref() == data.to_str());
         for writable in [false, true] {
             let error = Image::open(vec![layer(&path, Format::Qcow2, size, writable)], writable).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Unsupported);

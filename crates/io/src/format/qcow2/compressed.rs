@@ -36,6 +36,11 @@ impl Packed {
         Packed { host, length: (host + length).next_multiple_of(SECTOR) - host }
     }
 
+    /// Where compressed data must end.
+    pub fn limit(cluster_bits: u32) -> u64 {
+        1 << (62 - (cluster_bits - 8))
+    }
+
     /// The L2 entry.
     pub fn encode(self, cluster_bits: u32) -> u64 {
         let further = (self.host % SECTOR + self.length) / SECTOR - 1;

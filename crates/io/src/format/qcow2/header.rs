@@ -9,6 +9,7 @@ pub(super) const MAGIC: u32 = 0x5146_49fb;
 /// Type of the extension that names the backing format.
 pub(super) const EXT_BACKING_FORMAT: u32 = 0xe279_2aca;
 const EXT_BITMAPS: u32 = 0x2385_2875;
+const EXT_DATA_FILE: u32 = 0x4441_5441;
 const EXT_FEATURE_NAMES: u32 = 0x6803_f857;
 const EXT_END: u32 = 0;
 
@@ -61,6 +62,8 @@ pub(super) struct Header {
     /// zstd instead of deflate.
     pub zstd: bool,
     pub bitmaps: Option<Extension>,
+    /// The data file's name.
+    pub data_file_name: Option<String>,
     pub backing: Option<String>,
     pub backing_format: Option<String>,
 }
@@ -171,6 +174,7 @@ impl Header {
             encrypted: false,
             zstd: false,
             bitmaps: None,
+            data_file_name: None,
             backing: None,
             backing_format: None,
         };
@@ -344,6 +348,16 @@ impl Header {
                     }
                     let name = front.slice(at, length)?;
                     self.backing_format = Some(String::from_utf8_lossy(name).into_owned());
+                }
+                EXT_DATA_FILE => {
+                    if self.data_file_name.is_some() {
+                        return bad("two names of data files");
+                    }
+                    if length > u64::from(MAX_NAME) {
+                        return bad("the name of the data file is too long");
+                    }
+                    let name = front.slice(at, length)?;
+                    self.data_file_name = Some(String::from_utf8_lossy(name).into_owned());
                 }
                 EXT_BITMAPS => {
                     if self.bitmaps.is_some() {

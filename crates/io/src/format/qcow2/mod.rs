@@ -48,6 +48,8 @@ pub struct Info {
     pub backing_format: Option<String>,
     /// The data lies in another file.
     pub data_file: bool,
+    /// That file's name, as it stands there; never opened because of that.
+    pub data_file_name: Option<String>,
     /// Refcounts must be repaired before writing.
     pub dirty: bool,
     /// Nothing may be written but repairs.
@@ -78,6 +80,7 @@ pub fn info(device: &dyn Device) -> Result<Info> {
         backing: header.backing,
         backing_format: header.backing_format,
         data_file: header.data_file,
+        data_file_name: header.data_file_name,
         dirty: header.dirty,
         corrupt: header.corrupt,
         snapshots: header.snapshots,

@@ -93,6 +93,11 @@ impl Qcow2 {
         self.ensure_l2(&mut meta, index)?;
         let old = self.decode(self.entry(&mut meta, cluster)?)?;
         let writer = self.writer(&mut meta.writer)?;
+        // Descriptors have fewer bits for the place than other entries: with 2 MiB clusters it ends at 512 TiB.
+        if (writer.high_water + 2) << bits > Packed::limit(bits) {
+            drop(meta);
+            return self.write(offset, data, below);
+        }
         self.check_given(writer, old)?;
         let packed = self.reserve_bytes(writer, bytes.len() as u64)?;
         writer.busy.insert(cluster);
