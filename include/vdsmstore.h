@@ -647,7 +647,7 @@ int vdsmstore_check_storage_repository(const vdsmstore_t *store,
  * `fix`: one object of what `vdsmstore_check_storage_repository` returned, as JSON. `options`: `taskId`, `bandwidth`.
  * `*task_id`: of the started task, for `vdsmstore_wait_task`; freed with `vdsmstore_string_free`.
  *
- * Errors: RepositoryNotFound, FixRefused, TaskIdInUse.
+ * Errors: RepositoryNotFound, FixRefused, ImageInUse, TaskIdInUse.
  */
 int vdsmstore_fix_storage_repository(const vdsmstore_t *store,
                                      const char *repository_id,

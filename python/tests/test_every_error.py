@@ -265,6 +265,20 @@ def deepest(scene: Scene) -> str:
 cause("FixRefused", "fixStorageRepository")(
     lambda s: s.store.fixStorageRepository("a", {**s.fix(), "imageId": MISSING})
 )
+
+
+@cause("ImageInUse", "fixStorageRepository")
+def a_fix_that_waits_for_who_opened_the_disk(scene: Scene) -> None:
+    base = scene.store.copyImage("b", scene.snapshot)
+    scene.store.waitImage("b", base, 30)
+    disk = scene.store.copyImage("b", scene.disk, base)
+    scene.store.waitImage("b", disk, 30)
+    scene.store.setImageStrategy("b", disk, "performance")
+    (fix,) = scene.store.checkStorageRepository("b")
+    with scene.store.openImage("b", disk, "rw"):
+        scene.store.fixStorageRepository("b", fix)
+
+
 cause("TaskNotFound", "stopTask")(lambda s: s.store.stopTask("unknown"))
 cause("TaskNotFound", "waitTask")(lambda s: s.store.waitTask("unknown"))
 cause("Timeout", "waitTask")(lambda s: s.store.waitTask(s.running(), 0.01))

@@ -55,7 +55,7 @@ pub unsafe extern "C" fn vdsmstore_check_storage_repository(
 /// `fix`: one object of what `vdsmstore_check_storage_repository` returned, as JSON. `options`: `taskId`, `bandwidth`.
 /// `*task_id`: of the started task, for `vdsmstore_wait_task`; freed with `vdsmstore_string_free`.
 ///
-/// Errors: RepositoryNotFound, FixRefused, TaskIdInUse.
+/// Errors: RepositoryNotFound, FixRefused, ImageInUse, TaskIdInUse.
 ///
 /// # Safety
 /// As `vdsmstore_check_storage_repository`.
