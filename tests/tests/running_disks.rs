@@ -16,8 +16,8 @@ use std::thread;
 use std::time::Duration;
 
 use vdsmstore_core::options::{
-    AutoFix, Bandwidth, CheckOptions, CopyOptions, CreateOptions, FixOptions, ForceOptions, ListOptions,
-    PrepareOptions, RemoveOptions,
+    AutoFix, Bandwidth, CheckOptions, CopyOptions, CreateOptions, ExportOptions, FixOptions, ForceOptions,
+    ListOptions, MeasureOptions, PrepareOptions, RemoveOptions,
 };
 use vdsmstore_core::{FixType, Status, Store};
 use vdsmstore_tests::mounts::{Mounted, can_mount};
@@ -157,6 +157,22 @@ fn snapshots_and_copies(place: &Place) {
             settle(store, "B", &id);
             images.push(("B", id));
         }
+        // Into a file, by another store; and what differs.
+        let path = place.mounted.path().join("exported");
+        let text = path.to_str().unwrap();
+        let task = place.other.export_image("A", &disk, text, "raw", &ExportOptions::default()).unwrap();
+        place.other.wait_task(&task, Some(Duration::from_mins(1))).unwrap();
+        let imported = place.other.import_image("B", text, "raw", "{}", &CreateOptions::default()).unwrap();
+        settle(&place.other, "B", &imported.to_string());
+        std::fs::remove_file(path).unwrap();
+        images.push(("B", imported.to_string()));
+        let mut difference = place.other.diff_images("A", &disk, Some(&images[0].1)).unwrap();
+        let pieces = difference.next_batch(10_000).unwrap();
+        drop(difference);
+        let differs: u64 = pieces.iter().map(|piece| piece.length).sum();
+        assert!(differs > 0 && differs <= SIZE as u64, "{}: {differs}", place.kind);
+        let measured = place.other.measure_image("A", &disk, None, &MeasureOptions::default()).unwrap();
+        assert!(measured.required >= SIZE as u64, "{}: {measured:?}", place.kind);
         // With a base in the target that is a snapshot, and one that is a disk.
         for base in [&images[13].1.clone(), &images[12].1.clone()] {
             let options = CopyOptions::default();

@@ -12,6 +12,7 @@ pub(crate) mod look;
 pub(crate) mod mend;
 pub(crate) mod merge;
 pub(crate) mod mirror;
+pub(crate) mod pin;
 pub(crate) mod remove;
 pub(crate) mod replace;
 pub(crate) mod resize;

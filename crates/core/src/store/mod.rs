@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 
 use crate::graph::mend::{Clean, Mend};
 use crate::graph::search::Search;
-use crate::graph::{self, chain, lease, view};
+use crate::graph::{self, chain, lease, pin, view};
 use crate::id::{ImageId, Incarnation};
 use crate::image::{Handle, Image};
 use crate::job::{Job, Pool, TaskRequest};
@@ -26,7 +26,7 @@ use crate::options::{
 };
 use crate::record::{ImageRecord, Kind, OpenMode, State};
 use crate::repo::{Change, Repo};
-use crate::repository::{self, Access, Driver, HostIdentity};
+use crate::repository::{self, Access, Driver, Guard, HostIdentity};
 use crate::types::{GraphNode, ImageInfo, ImageStatus, PreparedImage, RepositoryInfo, Status, TaskInfo};
 use crate::{Error, ErrorKind, Result};
 
@@ -613,10 +613,23 @@ fn open_for_reading(repo: &Repo, id: ImageId) -> Result<chain::OpenChain> {
     let record = repo.visible_image(id)?;
     lease::ensure_free(repo, &record)?;
     let access = if record.kind == Kind::Disk { Access::ReadStill } else { Access::Read };
-    let reader =
-        repo.driver.lock_use(id, false)?.ok_or_else(|| graph::in_use(repo, id, "it is being removed"))?;
+    let reader = reader_of(repo, id)?;
     let opened = chain::open(repo, id, access)?;
     Ok(chain::OpenChain { reader: Some(reader), ..opened })
+}
+
+/// As [`open_for_reading`], for who wants one moment: of a disk, where that is possible, a pin, which is in nobody's way.
+fn open_moment(repo: &Repo, id: ImageId) -> Result<chain::OpenChain> {
+    if repo.visible_image(id)?.kind != Kind::Disk || !pin::is_possible(repo) {
+        return open_for_reading(repo, id);
+    }
+    let reader = reader_of(repo, id)?;
+    let (opened, _) = pin::open(repo, id)?;
+    Ok(chain::OpenChain { reader: Some(reader), ..opened })
+}
+
+fn reader_of(repo: &Repo, id: ImageId) -> Result<Box<dyn Guard>> {
+    repo.driver.lock_use(id, false)?.ok_or_else(|| graph::in_use(repo, id, "it is being removed"))
 }
 
 /// All images that callers see.

@@ -11,7 +11,7 @@ use crate::options::{ExportOptions, MeasureOptions};
 use crate::types::Measure;
 use crate::{Error, ErrorKind, Result};
 
-use super::{Store, open_for_reading};
+use super::{Store, open_moment};
 
 use crate::graph::difference::Difference;
 
@@ -54,7 +54,7 @@ impl Store {
         self.0.pool.check_id(options.task_id.as_deref())?;
         let compress = parse_compress(options.compress.as_deref(), format)?;
         let destination = Destination::new(path, format, options.overwrite, &self.repos())?;
-        let opened = self.explained(&repo, id, open_for_reading(&repo, id))?;
+        let opened = self.explained(&repo, id, open_moment(&repo, id))?;
         let bandwidth = options.bandwidth.map(|limit| limit.0);
         let job = Box::new(Export::new(&opened, destination, compress, bandwidth)?);
         let request = TaskRequest { id: options.task_id.clone(), kind: "export", repo, image: Some(id), job };
@@ -72,10 +72,10 @@ impl Store {
         let repo = self.repo(repo_id)?;
         let id = ImageId::parse(image_id)?;
         let base = base_image_id.map(ImageId::parse).transpose()?;
-        let opened = self.explained(&repo, id, open_for_reading(&repo, id))?;
+        let opened = self.explained(&repo, id, open_moment(&repo, id))?;
         let base = match base {
             None => None,
-            Some(base) => Some(self.explained(&repo, base, open_for_reading(&repo, base))?),
+            Some(base) => Some(self.explained(&repo, base, open_moment(&repo, base))?),
         };
         difference::open(&opened, base.as_ref())
     }
@@ -92,10 +92,10 @@ impl Store {
         let id = ImageId::parse(image_id)?;
         let base = base_image_id.map(ImageId::parse).transpose()?;
         let format = parse_format(&options.format)?;
-        let opened = self.explained(&repo, id, open_for_reading(&repo, id))?;
+        let opened = self.explained(&repo, id, open_moment(&repo, id))?;
         let base: Option<chain::OpenChain> = match base {
             None => None,
-            Some(base) => Some(self.explained(&repo, base, open_for_reading(&repo, base))?),
+            Some(base) => Some(self.explained(&repo, base, open_moment(&repo, base))?),
         };
         let source = opened.image(false)?;
         let base = base.as_ref().map(|base| base.image(false)).transpose()?;

@@ -7,7 +7,7 @@ use vdsmstore_io::{Image, Layer};
 use super::BASE_TRIES;
 use crate::graph::chain::{self, OpenChain};
 use crate::graph::search::elsewhere;
-use crate::graph::{add, import, in_use, lease, lock_image, switch};
+use crate::graph::{add, import, in_use, lease, pin, switch};
 use crate::id::{ImageId, Token};
 use crate::job::Env;
 use crate::record::{Backing, Fill, How, ImageRecord, Kind, Source, State, VolumeRecord};
@@ -114,8 +114,9 @@ pub(super) fn open_image(
     };
     env.task.uses(&repo, source.image);
     if record.kind == Kind::Disk {
-        if repo.driver.clone_under_writer() && !repo.driver.read_only() {
-            return pinned(&repo, source.image);
+        if pin::is_possible(&repo) {
+            let (opened, token) = pin::open(&repo, source.image)?;
+            return Ok(Opened { token: Some(token), ..Opened::new(&opened)? });
         }
         lease::ensure_free(&repo, &record)?;
         return Opened::new(&chain::open(&repo, source.image, Access::ReadStill)?);
@@ -150,24 +151,6 @@ pub(crate) fn find_image(
         }
     }
     Ok(None)
-}
-
-/// A disk as it is at this moment; whoever writes it, now or later, is not disturbed.
-fn pinned(repo: &Repo, disk: ImageId) -> Result<Opened> {
-    // Nobody begins to write, or moves the disk to another volume, before the moment is fixed.
-    let _order = lock_image(repo, disk)?;
-    let record = repo.visible_image(disk)?;
-    let mut chain = chain::open(repo, disk, Access::Moment)?;
-    let token = if lease::is_written(repo, &record)? {
-        // The record's token names bytes that go on changing: no later moment is the same.
-        Token::random()
-    } else {
-        record.token
-    };
-    chain.volumes[0] = repo.driver.pin_volume(&chain.volumes[0])?;
-    let mut opened = Opened::new(&chain)?;
-    opened.token = Some(token);
-    Ok(opened)
 }
 
 /// Opens the image whose data shows through the target, for reading; None if the fill does not need it.
