@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -317,7 +317,23 @@ impl Place {
         };
         let slack = self.slack(high);
         let range = low - slack..=high + slack;
-        assert!(range.contains(&now), "{what}: {now} bytes are taken, there must be {range:?}");
+        assert!(
+            range.contains(&now),
+            "{what}: {now} bytes are taken, there must be {range:?}: {:#?}",
+            self.objects()
+        );
+    }
+
+    /// Of each data object its length and what it takes.
+    fn objects(&self) -> Vec<(String, u64, u64)> {
+        let rooms = NAMES.map(|name| self.root().join(name).join("data"));
+        let entries = rooms.iter().flat_map(|room| fs::read_dir(room).unwrap().flatten());
+        entries
+            .map(|entry| {
+                let metadata = entry.metadata().unwrap();
+                (entry.path().display().to_string(), metadata.len(), metadata.blocks() * 512)
+            })
+            .collect()
     }
 
     /// Tables, and what a file system keeps for itself.
