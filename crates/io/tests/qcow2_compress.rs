@@ -118,6 +118,53 @@ fn over_other_clusters() {
     }
 }
 
+/// A cluster that was given up and is somebody else's now gets no more compressed data.
+#[test]
+fn clusters_given_up_are_left() {
+    let (_keep, dir) = scratch();
+    let path = dir.join("image");
+    let image = create_compressed(&path, MIB, Compression::Zstd);
+    image.write_compressed(0, &vec![1; 65536]).unwrap();
+    image.flush().unwrap();
+    let before = std::fs::metadata(&path).unwrap().len();
+    image.discard(0, 65536).unwrap();
+    image.flush().unwrap();
+    let mut noise = vec![0; 65536];
+    Random::new(9).fill(&mut noise);
+    image.write(65536, &noise).unwrap();
+    image.write_compressed(2 * 65536, &vec![2; 65536]).unwrap();
+    image.flush().unwrap();
+    // The noise took the place of what was compressed first.
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), before + 65536);
+    let model = [vec![0; 65536], noise, vec![2; 65536], vec![0; 13 * 65536]].concat();
+    assert_same(&read_all(&image), &model);
+    check_clean(&path);
+    assert_same(&qemu_read(&path, "qcow2"), &model);
+}
+
+/// What was decompressed earlier is not taken for what lies in its place now.
+#[test]
+fn places_used_again_are_read_again() {
+    let (_keep, dir) = scratch();
+    for (compression, name) in BOTH {
+        let path = dir.join(name);
+        let image = create_compressed(&path, MIB, compression);
+        let mut places = Vec::new();
+        for byte in 1..=3 {
+            image.write_compressed(0, &vec![byte; 65536]).unwrap();
+            image.flush().unwrap();
+            places.push(entry(&std::fs::read(&path).unwrap(), 0));
+            let mut part = [0; 100];
+            image.read(300, &mut part).unwrap();
+            assert_eq!(part, [byte; 100]);
+            image.discard(0, 65536).unwrap();
+            image.flush().unwrap();
+        }
+        // It was the same place, and the same length.
+        assert!(places.iter().all(|place| *place == places[0]), "{places:x?}");
+    }
+}
+
 /// Several threads at once, each on its own clusters, compressed and plain: no reference is lost or counted twice.
 #[test]
 fn from_many_threads() {
