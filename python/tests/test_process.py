@@ -159,10 +159,13 @@ def test_a_forked_child_keeps_no_locks(tmp_path: Path, end: str) -> None:
         repository(sys.argv[1])
         image_id = vdsmstore.createVirtualDisk("a", 1 << 20)
         image = vdsmstore.openImage("a", image_id, "rw")
+        readable, writable = os.pipe()
         child = os.fork()
         if child == 0:
+            os.write(writable, b"x")  # from here on it runs, and has let go
             time.sleep(60)
             os._exit(0)
+        os.read(readable, 1)
         print(image_id, child, flush=True)
         {end}
         """,

@@ -149,9 +149,15 @@ static void transfer(vdsmstore_t *store, const char *folder, const char *disk) {
                 vdsmstore_measure_image(store, "a", disk, NULL, "{\"format\": \"vmdk\"}", &text, &error));
     CHECK(text == NULL);
     CHECK_FAILS(INVALID_PARAMETER, vdsmstore_export_image(store, "a", disk, "file", "raw", NULL, &task, &error));
-    CHECK_FAILS(UNSUPPORTED_OPERATION, vdsmstore_export_image(store, "a", disk, path, "qcow2",
-                                                              "{\"compress\": \"zstd\"}", &task, &error));
+    CHECK_FAILS(INVALID_PARAMETER, vdsmstore_export_image(store, "a", disk, path, "raw",
+                                                          "{\"compress\": \"zstd\"}", &task, &error));
     CHECK(task == NULL);
+    CHECK_OK(vdsmstore_export_image(store, "a", disk, path, "qcow2", "{\"compress\": \"zstd\"}", &task, &error));
+    CHECK_OK(vdsmstore_wait_task(store, task, 30, NULL, &error));
+    CHECK(stat(path, &found) == 0 && found.st_size < 4 * MIB);
+    vdsmstore_string_free(task);
+    task = NULL;
+    CHECK(unlink(path) == 0);
     CHECK_OK(vdsmstore_export_image(store, "a", disk, path, "raw", NULL, &task, &error));
     CHECK_OK(vdsmstore_wait_task(store, task, 30, NULL, &error));
     CHECK(stat(path, &found) == 0 && found.st_size == 4 * MIB);

@@ -220,7 +220,7 @@ impl<V: View> Judge<'_, V> {
     fn unwanted(&self, image: &ImageRecord) -> Result<Option<Action>> {
         let id = image.id();
         // One that was flagged to be buried, and then its host died, gets its state back by the same fix.
-        let flagged = image.state == State::Absorbed && image.absorbed_by.is_none();
+        let flagged = image.state == State::Absorbed && image.absorbed_by.is_empty();
         if flagged || self.view.built_on(id)?.is_empty() {
             return Ok(Some(Action::CleanImage(id)));
         }

@@ -190,7 +190,7 @@ fn clean_image(id: &str, raw: &Raw) -> &'static str {
         ("removed", _, Some("filling")) => "removed before it was complete",
         ("removed", _, _) if !built => "removed, nothing is built on it",
         ("live", "hidden", _) if !built => "a hidden base, nothing is built on it",
-        ("absorbed", ..) if image["absorbedBy"].is_string() => "merged away",
+        ("absorbed", ..) if image["absorbedBy"].is_array() => "merged away",
         ("absorbed", ..) if built => "flagged to be buried, something is built on it",
         ("absorbed", ..) => "flagged to be buried",
         other => panic!("an image is cleaned without a test: {other:?}"),

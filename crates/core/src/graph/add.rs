@@ -6,7 +6,7 @@
 use crate::id::{ImageId, Token, VolumeId};
 use crate::options::Strategy;
 use crate::record::{
-    Backing, Fill, ImageRecord, Kind, State, Unknown, VolumeFormat, VolumeRecord, VolumeState,
+    Backing, Fill, How, ImageRecord, Kind, State, Unknown, VolumeFormat, VolumeRecord, VolumeState,
 };
 use crate::repo::{Change, Repo};
 use crate::repository::Marker;
@@ -54,6 +54,7 @@ pub(crate) fn announce_volume(repo: &Repo, new: NewVolume, holder: ImageId) -> R
         mirror: None,
         state: VolumeState::Filling,
         fill: Some(new.fill),
+        preallocated: false,
         unknown: Unknown::default(),
     };
     for _ in 0..ANNOUNCE_TRIES {
@@ -114,6 +115,7 @@ pub(crate) fn intend(repo: &Repo, new: &NewImage<'_>, volume: NewVolume) -> Resu
     // Nobody takes for garbage what is only half announced.
     let _order = lock_image(repo, new.id)?;
     let backing = volume.backing.clone();
+    let is_clone = volume.fill.how == How::Clone;
     let volume = announce_volume(repo, volume, new.id)?;
     let intended = (|| {
         let mut image = pending(repo, new, volume.id())?;
@@ -123,8 +125,9 @@ pub(crate) fn intend(repo: &Repo, new: &NewImage<'_>, volume: NewVolume) -> Resu
             return Ok(Intended::Taken(taken));
         }
         let looked = look_at_volume(repo, volume.id(), new.id).and_then(|()| match &backing {
-            Some(backing) => look(repo, backing.image, true),
-            None => Ok(()),
+            // A clone is built on what its source is built on: that the source is whole is seen when it is made.
+            Some(backing) if !is_clone => look(repo, backing.image, true),
+            _ => Ok(()),
         });
         match looked {
             Ok(()) => Ok(Intended::New(image)),
@@ -155,7 +158,7 @@ pub(crate) fn pending(repo: &Repo, new: &NewImage<'_>, volume: VolumeId) -> Resu
         header: repo.header(new.id.0),
         kind: new.kind,
         state: State::Pending,
-        absorbed_by: None,
+        absorbed_by: Vec::new(),
         size: new.size,
         strategy: new.strategy,
         created: now(),
@@ -257,6 +260,7 @@ pub(crate) fn ready(repo: &Repo, volume: &VolumeRecord) -> Result<()> {
             return Err(displaced(repo, volume.id()));
         }
         now.state = VolumeState::Ready;
+        now.preallocated = now.fill.as_ref().is_some_and(|fill| fill.preallocate);
         now.fill = None;
         now.mirror = volume.mirror;
         now.backing.clone_from(&volume.backing);

@@ -84,8 +84,8 @@ impl Chain {
     /// Optimized or degraded.
     pub fn status(&self) -> Status {
         let Link { image, volume } = self.top();
-        let slow = image.strategy == Strategy::Performance
-            && (volume.format != VolumeFormat::Raw || volume.backing.is_some());
+        let fast = volume.format == VolumeFormat::Raw && volume.backing.is_none() && volume.preallocated;
+        let slow = image.strategy == Strategy::Performance && !fast;
         if slow || self.links.len() > GOOD_DEPTH { Status::Degraded } else { Status::Optimized }
     }
 }
@@ -107,10 +107,11 @@ pub(crate) fn resolve(view: &impl View, image: ImageRecord) -> Result<Resolved> 
             State::Live | State::Removed => {}
             State::Pending => return broken(chain, format!("the data of image {id} is not complete")),
             // Flagged to be buried: exact to the end.
-            State::Absorbed if image.absorbed_by.is_none() => {}
-            // A merge changes only what the image above covers: for that one, and for no other, it still is exact.
+            State::Absorbed if image.absorbed_by.is_empty() => {}
+            // A merge changes only what the volume above covers: through that one, and no other, it still is exact.
             State::Absorbed
-                if chain.links.last().is_some_and(|above| image.absorbed_by == Some(above.image.id())) => {}
+                if chain.links.last().is_some_and(|above| image.absorbed_by.contains(&above.volume.id())) => {
+            }
             State::Absorbed => return broken(chain, format!("image {id} is being merged away")),
         }
         let volume = match view.volume(image.volume) {

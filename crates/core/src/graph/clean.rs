@@ -128,7 +128,7 @@ fn bury(repo: &Repo, record: &ImageRecord) -> Result<bool> {
 
 /// Takes back the flag of a burial that was broken off.
 fn unflag(repo: &Repo, flagged: &ImageRecord) -> Result<()> {
-    if flagged.state != State::Absorbed || flagged.absorbed_by.is_some() {
+    if flagged.state != State::Absorbed || !flagged.absorbed_by.is_empty() {
         return Ok(());
     }
     let mut back = flagged.clone();

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use vdsmstore_io::{Control, Device, Image, Layer, Plan, execute, plan};
 
-use crate::id::ImageId;
+use crate::id::{ImageId, VolumeId};
 use crate::job::{Env, Step, percent};
 use crate::record::{Backing, ImageRecord, Kind, Progress, State, VolumeFormat, VolumeRecord, VolumeState};
 use crate::repo::{Change, Repo};
@@ -63,7 +63,7 @@ pub(crate) fn candidate(view: &impl View, t: &ImageRecord) -> Result<Option<Pair
         return Ok(None);
     }
     let alone = view.held_by(t.volume)?.iter().all(|image| image.id() == t.id());
-    if !alone || t.state == State::Absorbed && t.absorbed_by != Some(upper.id()) {
+    if !alone || t.state == State::Absorbed && !t.absorbed_by.contains(&upper_volume.id()) {
         return Ok(None);
     }
     Ok(Some(Pair { lower: t.clone(), lower_volume, upper, upper_volume }))
@@ -157,7 +157,7 @@ fn absorb(repo: &Repo, pair: &mut Pair) -> Result<bool> {
     }
     let mut flagged = pair.lower.clone();
     flagged.state = State::Absorbed;
-    flagged.absorbed_by = Some(pair.upper.id());
+    flagged.absorbed_by = vec![pair.upper_volume.id()];
     if !repo.claim(&mut flagged)? {
         return Ok(false);
     }
@@ -167,7 +167,7 @@ fn absorb(repo: &Repo, pair: &mut Pair) -> Result<bool> {
         .iter()
         .all(|child| child.id() == pair.upper_volume.id());
     if !alone {
-        let mut back = ImageRecord { state: pair.lower.state, absorbed_by: None, ..flagged };
+        let mut back = ImageRecord { state: pair.lower.state, absorbed_by: Vec::new(), ..flagged };
         repo.replace(&mut back)?;
         return Ok(false);
     }
@@ -355,6 +355,8 @@ impl Merge {
         let backing = below.map(|below| Backing { size: below.size.min(shown), ..below });
         if let Some(backing) = &backing {
             repo.driver.mark(Marker::Child(backing.image, c))?;
+            // It covers now what the lower volume covers.
+            permit(repo, backing.image, pair.lower_volume.id(), c)?;
         }
         let mirror = match &backing {
             Some(backing) => mirror_of(repo, backing.image)?,
@@ -398,6 +400,10 @@ impl Merge {
         let (repo, pair) = (&self.repo, &self.pair);
         let s = pair.upper.id();
         let (v, c) = (pair.lower_volume.id(), pair.upper_volume.id());
+        // Nobody else reads through the lower image: its volume is about to be written by others.
+        if Now(repo, Read::Fresh).built_on(pair.lower.id())?.iter().any(|child| child.id() != c) {
+            return Err(moved(repo, pair.lower.id()));
+        }
         repo.driver.mark(Marker::Holder(v, s))?;
         let sealed = repo.update_image(s, |now| {
             if now.volume != c || now.next.is_some() || lease::is_held(repo, now)? {
@@ -416,17 +422,30 @@ impl Merge {
         repo.driver.delete_progress(pair.upper.id())?;
         match direction {
             Direction::Up => clean::image(&repo, pair.lower.id()),
-            Direction::Down => finish_down(&repo, &pair.lower, &pair.upper_volume),
+            Direction::Down => finish_down(&repo, &pair),
         }
     }
 }
 
 /// After the seal of a downward merge: the lower image and the upper volume go.
-pub(crate) fn finish_down(repo: &Repo, lower: &ImageRecord, upper_volume: &VolumeRecord) -> Result<()> {
-    let upper = lower.absorbed_by.ok_or_else(|| moved(repo, lower.id()))?;
-    mirror::correct_children(repo, upper)?;
-    clean::volume(repo, upper_volume.id())?;
-    clean::image(repo, lower.id())
+fn finish_down(repo: &Repo, pair: &Pair) -> Result<()> {
+    mirror::correct_children(repo, pair.upper.id())?;
+    clean::volume(repo, pair.upper_volume.id())?;
+    clean::image(repo, pair.lower.id())
+}
+
+/// Before `new` is built on `base`, where `like` is built, all of whose clusters it has: should `base` be on its way into
+/// another volume, it reads exactly through `new` as well.
+pub(crate) fn permit(repo: &Repo, base: ImageId, like: VolumeId, new: VolumeId) -> Result<()> {
+    repo.update_image(base, |now| {
+        let absorbed = now.state == State::Absorbed && now.absorbed_by.contains(&like);
+        if !absorbed || now.absorbed_by.contains(&new) {
+            return Ok(Change::Keep);
+        }
+        now.absorbed_by.push(new);
+        Ok(Change::Put)
+    })
+    .map(drop)
 }
 
 fn moved(repo: &Repo, id: ImageId) -> Error {

@@ -12,7 +12,7 @@ use crate::{Error, ErrorKind, Result};
 use super::add::{self, Intended, NewImage, NewVolume};
 use super::chain::{self, MAX_DEPTH};
 use super::fill::{create_qcow2, lay_out_clone};
-use super::{in_use, lease, try_lock};
+use super::{in_use, lease, merge, try_lock};
 
 /// Records that `new` is to be a snapshot of the disk as it is now. The caller holds the disk's lock.
 pub(crate) fn intend(repo: &Repo, disk: ImageId, new: &NewImage<'_>) -> Result<Intended> {
@@ -207,6 +207,9 @@ fn clone_for(repo: &Repo, snapshot: &ImageRecord, volume: &VolumeRecord, opened:
     };
     let mut copy = add::announce_volume(repo, new, snapshot.id())?;
     let handle = repo.driver.clone_volume(opened, copy.id())?;
+    if let Some(backing) = &copy.backing {
+        merge::permit(repo, backing.image, volume.id(), copy.id())?;
+    }
     copy.mirror = volume.mirror;
     add::ready(repo, &copy)?;
     let sealed = repo.update_image(snapshot.id(), |now| {

@@ -77,9 +77,10 @@ pub struct ImageRecord {
     pub kind: Kind,
     /// Where it is in its life.
     pub state: State,
-    /// Which image a merge makes it part of, if absorbed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub absorbed_by: Option<ImageId>,
+    /// While `absorbed`: the volumes through which the data still reads exactly, because they cover all that a merge may
+    /// have changed. None: it is flagged to be buried, and exact to the end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub absorbed_by: Vec<VolumeId>,
     /// Virtual size in bytes.
     pub size: u64,
     /// As asked for.

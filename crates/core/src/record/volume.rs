@@ -128,6 +128,9 @@ pub struct VolumeRecord {
     pub state: VolumeState,
     /// What is still to be done.
     pub fill: Option<Fill>,
+    /// The space of all of it was reserved when it was made.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub preallocated: bool,
     /// Kept for newer releases.
     #[serde(flatten)]
     pub unknown: Unknown,

@@ -75,7 +75,7 @@ pub(super) fn clone_anew(repo: &Repo, image: &ImageRecord, fill: &Fill) -> Resul
         let fill = Fill::simple(How::Zero);
         add::NewVolume { format: VolumeFormat::Qcow2, size: image.size, backing, fill }
     };
-    let base = new.backing.as_ref().map(|backing| backing.image);
+    let base = new.backing.as_ref().filter(|_| new.fill.how != How::Clone).map(|backing| backing.image);
     point(repo, image, old, new)?;
     base.map_or(Ok(()), |base| add::look(repo, base, false))
 }

@@ -2,7 +2,7 @@
 
 use vdsmstore_io::{Device, qcow2};
 
-use crate::graph::{add, chain, impossible_size};
+use crate::graph::{add, chain, impossible_size, lock_image, merge};
 use crate::id::VolumeId;
 use crate::record::{Fill, How, Kind, VolumeFormat, VolumeRecord};
 use crate::repo::Repo;
@@ -12,6 +12,11 @@ use crate::{Error, ErrorKind, Result};
 /// Creates the data object and gives it the layout that the fill starts from.
 pub(super) fn lay_out(repo: &Repo, volume: &mut VolumeRecord, fill: &Fill) -> Result<OpenVolume> {
     if fill.how == How::Clone {
+        let disk = match &fill.source {
+            Some(source) => repo.image(source.image)?.filter(|image| image.kind == Kind::Disk),
+            None => None,
+        };
+        let _order = disk.map(|disk| lock_image(repo, disk.id())).transpose()?;
         return lay_out_clone(repo, volume, fill);
     }
     let opened = repo.driver.create_volume(volume.id())?;
@@ -47,7 +52,8 @@ pub(super) fn can_clone(repo: &Repo, volume: &VolumeRecord, fill: &Fill) -> Resu
     Ok(now.format == volume.format && now.backing == volume.backing)
 }
 
-/// The data object as a clone of the source's volume, at this moment if that is a disk.
+/// The data object as a clone of the source's volume, at this moment if that is a disk: its lock, which the caller
+/// holds, keeps merges away.
 pub(crate) fn lay_out_clone(repo: &Repo, volume: &mut VolumeRecord, fill: &Fill) -> Result<OpenVolume> {
     let source = fill.source.as_ref().ok_or_else(|| add::displaced(repo, volume.id()))?;
     let is_disk = repo.image(source.image)?.is_some_and(|image| image.kind == Kind::Disk);
@@ -60,6 +66,9 @@ pub(crate) fn lay_out_clone(repo: &Repo, volume: &mut VolumeRecord, fill: &Fill)
         return Err(Error::new(ErrorKind::Conflict, message));
     }
     let opened = repo.driver.clone_volume(&chain.volumes[0], volume.id())?;
+    if let Some(backing) = &volume.backing {
+        merge::permit(repo, backing.image, top.id(), volume.id())?;
+    }
     if volume.format == VolumeFormat::Raw && opened.device.len()? != volume.size {
         opened.device.set_len(volume.size)?;
     }
