@@ -91,7 +91,7 @@ impl World {
     }
 
     pub fn export(&mut self, op: &Op, store: usize, repo: usize, id: &str, qcow2: bool) -> bool {
-        let expected = self.model.readable(repo, id);
+        let expected = self.model.pinnable(repo, id);
         let (name, format) = (self.serial(), if qcow2 { "qcow2" } else { "raw" });
         let file = self.root.path().join(format!("export-{name}"));
         let path = file.to_str().unwrap();
@@ -114,7 +114,7 @@ impl World {
 
     /// What differs between two images of a repository: everything that does is told.
     pub fn difference(&mut self, op: &Op, store: usize, repo: usize, id: &str, base: &str) -> bool {
-        let expected = match (self.model.readable(repo, id), self.model.readable(repo, base)) {
+        let expected = match (self.model.pinnable(repo, id), self.model.pinnable(repo, base)) {
             (Ok(()), Ok(())) => Ok(()),
             (one, other) => Err([one.err().unwrap_or_default(), other.err().unwrap_or_default()].concat()),
         };

@@ -137,6 +137,14 @@ impl Model {
         if self.usable(repo, id) { Ok(()) } else { Err(vec![ErrorKind::ImageBroken]) }
     }
 
+    /// As `readable`, for who reads one moment of it.
+    pub fn pinnable(&self, repo: usize, id: &str) -> Expect<()> {
+        if !self.is_cloned_while_written(repo, id) {
+            return self.readable(repo, id);
+        }
+        if self.usable(repo, id) { Ok(()) } else { Err(vec![ErrorKind::ImageBroken]) }
+    }
+
     /// As `writable`, by a verb for disks.
     pub fn growable(&self, repo: usize, id: &str) -> Expect<()> {
         match self.get(repo, id) {
