@@ -16,6 +16,8 @@ use crate::{Error, ErrorKind, Result};
 
 /// How often a compare-and-set is tried again when others keep winning.
 const CAS_TRIES: u32 = 64;
+/// How often a put is tried whose outcome the storage does not tell, while nobody else changes the record.
+const UNKNOWN_TRIES: u32 = 3;
 
 /// A connected repository.
 pub(crate) struct Repo {
@@ -168,25 +170,32 @@ impl Repo {
         header.generation = next;
         let nonce = header.nonce;
         let bytes = to_json(record)?;
-        let outcome = match self.driver.put(record.key(), expect, &bytes)? {
-            Put::Unknown => {
-                // Only what is there now tells.
-                match self.fetch::<R>(record.key(), Read::Fresh)? {
-                    Some(now) if now.header().nonce == nonce || now.header().before.contains(&nonce) => {
-                        Put::Done(next)
-                    }
-                    _ => Put::Conflict,
+        for attempt in 0..UNKNOWN_TRIES {
+            match self.driver.put(record.key(), expect, &bytes)? {
+                Put::Done(generation) => {
+                    record.header_mut().generation = generation;
+                    return Ok(true);
                 }
+                Put::Conflict if attempt == 0 => return Ok(false),
+                // With whom, if an attempt before may have been done after all?
+                Put::Conflict | Put::Unknown => {}
             }
-            known => known,
-        };
-        match outcome {
-            Put::Done(generation) => {
-                record.header_mut().generation = generation;
-                Ok(true)
+            // Only what is there now tells.
+            match self.fetch::<R>(record.key(), Read::Fresh)?.as_ref().map(Record::header) {
+                Some(now) if now.nonce == nonce || now.before.contains(&nonce) => return Ok(true),
+                now if now.map(|now| now.generation) == expect => {}
+                _ => return Ok(false),
             }
-            _ => Ok(false),
         }
+        Err(self.not_told(record.key()))
+    }
+
+    /// The error for a storage that cannot say what became of a put, again and again, while nobody else changes the
+    /// record.
+    fn not_told(&self, key: RecordKey) -> Error {
+        let location = self.driver.location();
+        let message = format!("repository {:?}: {key:?} cannot be written: {location} failed", self.id);
+        Error::new(ErrorKind::IoError, message).with("path", location)
     }
 
     /// Reads, changes and writes a record until nobody interferes. None: it does not exist.
@@ -232,11 +241,20 @@ impl Repo {
 
     /// Turns a record into a tombstone. False: somebody else wrote it first.
     pub fn delete<R: Keyed>(&self, record: &R) -> Result<bool> {
-        match self.driver.delete(record.key(), record.header().generation)? {
-            Put::Done(_) => Ok(true),
-            Put::Conflict => Ok(false),
-            Put::Unknown => Ok(self.driver.get(record.key(), Read::Fresh)?.is_none()),
+        let expect = record.header().generation;
+        for attempt in 0..UNKNOWN_TRIES {
+            match self.driver.delete(record.key(), expect)? {
+                Put::Done(_) => return Ok(true),
+                Put::Conflict if attempt == 0 => return Ok(false),
+                Put::Conflict | Put::Unknown => {}
+            }
+            match self.driver.get(record.key(), Read::Fresh)? {
+                None => return Ok(true),
+                Some(now) if now.generation == expect => {}
+                Some(_) => return Ok(false),
+            }
         }
+        Err(self.not_told(record.key()))
     }
 
     /// The caller's JSON of an image.

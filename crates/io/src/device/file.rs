@@ -81,10 +81,18 @@ impl FileDevice {
         Error::os(what, error).with_path(&self.path).with_range(offset, length)
     }
 
+    fn check_poisoned(&self) -> Result<()> {
+        if self.poisoned.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::Poisoned, "an earlier flush failed").with_path(&self.path));
+        }
+        Ok(())
+    }
+
     fn check_write(&self, offset: u64, length: u64) -> Result<u64> {
         if !self.writable {
             return Err(Error::new(ErrorKind::ReadOnly, "opened for reading only").with_path(&self.path));
         }
+        self.check_poisoned()?;
         // Beyond i64 the kernel has no offsets.
         match offset.checked_add(length) {
             Some(end) if i64::try_from(end).is_ok() => Ok(end),
@@ -215,9 +223,7 @@ impl Device for FileDevice {
     }
 
     fn flush(&self) -> Result<()> {
-        if self.poisoned.load(Ordering::Acquire) {
-            return Err(Error::new(ErrorKind::Poisoned, "an earlier flush failed").with_path(&self.path));
-        }
+        self.check_poisoned()?;
         self.file.sync_data().map_err(|e| {
             self.poisoned.store(true, Ordering::Release);
             Error::os("cannot flush", e).with_path(&self.path)

@@ -66,7 +66,8 @@ pub trait Device: fmt::Debug + Send + Sync {
     /// Reserves space for the range without changing what it reads as; what lies beyond the end reads as zeroes.
     fn allocate(&self, offset: u64, length: u64) -> Result<()>;
 
-    /// Makes everything written before durable. After a failure every further flush fails with `Poisoned`.
+    /// Makes everything written before durable. After a failure everything that writes or flushes fails
+    /// with `Poisoned`.
     fn flush(&self) -> Result<()>;
 
     /// The first run at `offset`, at most `length` bytes long, which must not be 0 nor reach beyond the end.

@@ -277,6 +277,9 @@ impl SimDevice {
         if !self.writable {
             return Err(Error::new(ErrorKind::ReadOnly, "opened for reading only").with_path(&self.name));
         }
+        if self.poisoned.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::Poisoned, "an earlier flush failed").with_path(&self.name));
+        }
         if offset.checked_add(length).is_none_or(|end| i64::try_from(end).is_err()) {
             return Err(Error::new(ErrorKind::InvalidInput, "offset out of range")
                 .with_path(&self.name)
@@ -341,9 +344,6 @@ impl Device for SimDevice {
     }
 
     fn flush(&self) -> Result<()> {
-        if self.poisoned.load(Ordering::Acquire) {
-            return Err(Error::new(ErrorKind::Poisoned, "an earlier flush failed").with_path(&self.name));
-        }
         self.step(0, 0).inspect_err(|_| self.poisoned.store(true, Ordering::Release))?;
         let mut contents = self.storage.contents();
         let Contents { durable, log, .. } = &mut *contents;

@@ -98,6 +98,15 @@ pub(super) fn open_source(
     }
 }
 
+/// Whether an image can be read, as its records say. A storage that fails does not say that it cannot.
+fn is_whole(repo: &Repo, record: ImageRecord) -> Result<bool> {
+    match chain::whole(repo, record, Read::Fresh) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::IoError => Err(error),
+        Err(_) => Ok(false),
+    }
+}
+
 /// Opens the image that is copied, wherever it is.
 pub(super) fn open_image(
     target: &Arc<Repo>,
@@ -144,7 +153,7 @@ pub(crate) fn find_image(
         let usable = if record.kind == Kind::Disk {
             repo.driver.repository_nonce() == source.repo && record.state == State::Live
         } else {
-            record.can_back() && chain::whole(repo, record.clone(), Read::Fresh).is_ok()
+            record.can_back() && is_whole(repo, record.clone())?
         };
         if usable {
             return Ok(Some((Arc::clone(repo), record)));
@@ -179,7 +188,7 @@ pub(super) fn open_base(
 /// Where the base of a difference is whole: here, or elsewhere.
 pub(crate) fn find_base(repos: &[Arc<Repo>], here: &Arc<Repo>, base: ImageId) -> Result<Option<Arc<Repo>>> {
     if let Some(record) = here.image(base)?
-        && chain::whole(here, record, Read::Fresh).is_ok()
+        && is_whole(here, record)?
     {
         return Ok(Some(Arc::clone(here)));
     }

@@ -186,9 +186,12 @@ pub fn format(parameters: &Map<String, Value>, options: &FormatOptions) -> Resul
         },
     };
     build(&root, options, ownership).inspect_err(|_| {
-        // The place was empty; it is left as it was found, as far as the storage allows.
+        // The place was empty; it is left as it was found, as far as the storage allows. What still has a descriptor
+        // is a whole repository.
         let _ = root.unlink(TEMPORARY);
-        clear(&root);
+        if root.names().is_ok_and(|names| highest(&names).is_none()) {
+            clear(&root);
+        }
     })
 }
 

@@ -9,6 +9,8 @@ impl Qcow2 {
     /// Makes a range within one L2 table's range read as zeroes; `limit` is the end of the disk. The caller
     /// excludes [`Qcow2::flush`] meanwhile.
     pub fn write_zeroes(&self, offset: u64, length: u64, limit: u64, below: &dyn Below) -> Result<()> {
+        // Zeroes that are there already would not be written, and be believed.
+        self.check_poisoned()?;
         let cluster_size = self.cluster_size();
         let end = offset + length;
         // The last cluster counts as whole if it is covered up to the end of the disk.
