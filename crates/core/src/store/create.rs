@@ -531,7 +531,13 @@ pub(super) fn import(
     let strategy = options.strategy;
     let new = NewImage { id, kind: Kind::Disk, size, strategy, user_data, request, token: Token::random() };
     let intended = add::intend(&repo, &new, volume);
-    if !matches!(intended, Ok(Intended::New(_))) {
+    let unused = match &intended {
+        Ok(Intended::New(_)) => false,
+        Ok(Intended::Taken(_)) => true,
+        // The storage failed: the image may be there after all, and need it.
+        Err(_) => matches!(repo.image(id), Ok(None)),
+    };
+    if unused {
         // Left behind, it is garbage that a check finds.
         let _ = repo.driver.delete_blob(id, blob);
     }
