@@ -408,7 +408,10 @@ impl Store {
         });
         let unneeded = match &updated {
             Ok(Some(_)) => former,
-            _ => stored,
+            Ok(None) => stored,
+            // The storage failed: the record may be written after all. What nobody needs is garbage that a check finds.
+            Err(_) => stored
+                .filter(|_| repo.image(id).is_ok_and(|now| now.is_none_or(|now| now.user_data != stored))),
         };
         if let Some(reference) = unneeded {
             repo.driver.delete_blob(id, reference.blob)?;

@@ -237,7 +237,11 @@ impl Filler {
 
     /// Persists why the work ended early.
     pub fn failed(&self, error: &Error) {
-        if self.look().is_ok() {
+        let standing = self.standing();
+        if matches!(standing, Ok(VolumeState::Ready)) {
+            // All is in place, and the image could not be told.
+            persist_error(&self.repo, self.image, error);
+        } else if matches!(standing, Ok(VolumeState::Filling)) {
             let (position, watermark, size, token) = self.copy.as_ref().map_or((0, 0, 0, None), |copy| {
                 // What was copied whole is kept, if it can be.
                 let watermark = if copy.target.flush().is_ok() { copy.position } else { copy.watermark };
@@ -251,6 +255,14 @@ impl Filler {
 
     /// Whether the work is still wanted, and ours.
     fn look(&self) -> Result<()> {
+        match self.standing()? {
+            VolumeState::Filling => Ok(()),
+            _ => Err(add::displaced(&self.repo, self.volume.id())),
+        }
+    }
+
+    /// The state of the volume, if it is still wanted, and ours.
+    fn standing(&self) -> Result<VolumeState> {
         let id = self.volume.id();
         let displaced = || add::displaced(&self.repo, id);
         let image = self.repo.image(self.image)?.ok_or_else(displaced)?;
@@ -260,10 +272,8 @@ impl Filler {
             State::Absorbed => false,
         };
         let volume = self.repo.volume(id)?.ok_or_else(displaced)?;
-        let ours = self.repo.owns(&volume.header)
-            && volume.header.epoch == self.volume.header.epoch
-            && volume.state == VolumeState::Filling;
-        if wanted && ours { Ok(()) } else { Err(displaced()) }
+        let ours = self.repo.owns(&volume.header) && volume.header.epoch == self.volume.header.epoch;
+        if wanted && ours { Ok(volume.state) } else { Err(displaced()) }
     }
 }
 
