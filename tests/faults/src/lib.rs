@@ -47,8 +47,8 @@ impl FaultFs {
         let mut config = Config::default();
         config.mount_options =
             vec![MountOption::FSName("vdsmstore-faults".to_owned()), MountOption::DefaultPermissions];
-        // Two, so that who waits for a slow call does not hold up the others.
-        config.n_threads = Some(2);
+        // One thread serves: so the order of the calls is the order of the answers.
+        config.n_threads = Some(1);
         let session = fuser::spawn_mount(mirror, mount, &config)?;
         Ok(FaultFs { mount: mount.to_path_buf(), switch, _session: session })
     }

@@ -237,7 +237,12 @@ impl Mirror {
         self.work_at(Call::Unlink, place, |parent| Ok(rustix::fs::unlinkat(&parent.fd, place.1, flags)?))
     }
 
-    fn set_times(&self, number: INodeNo, access: Option<TimeOrNow>, modified: Option<TimeOrNow>) -> Result<()> {
+    fn set_times(
+        &self,
+        number: INodeNo,
+        access: Option<TimeOrNow>,
+        modified: Option<TimeOrNow>,
+    ) -> Result<()> {
         if access.is_none() && modified.is_none() {
             return Ok(());
         }
@@ -315,11 +320,11 @@ impl Filesystem for Mirror {
     }
 
     fn mkdir(&self, _: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, reply: ReplyEntry) {
-        let made = self.work_at(Call::MakeDirectory, Place(parent, name), |parent| {
+        let directory = self.work_at(Call::MakeDirectory, Place(parent, name), |parent| {
             rustix::fs::mkdirat(&parent.fd, name, Mode::from_raw_mode(mode))?;
             Ok(self.nodes.enter(parent, name)?)
         });
-        reply!(reply, made, attributes => reply.entry(&NEVER, &attributes, Generation(0)));
+        reply!(reply, directory, attributes => reply.entry(&NEVER, &attributes, Generation(0)));
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -475,7 +480,15 @@ impl Filesystem for Mirror {
         reply!(reply, self.allocate(handle.0, offset, length, mode), () => reply.ok());
     }
 
-    fn lseek(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+    fn lseek(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
         reply!(reply, self.seek(handle.0, offset, whence), offset => reply.offset(offset));
     }
 }

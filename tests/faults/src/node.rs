@@ -39,8 +39,12 @@ impl Node {
     }
 
     pub(crate) fn open(&self, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-        let not =
-            OFlags::NOFOLLOW | OFlags::CREATE | OFlags::EXCL | OFlags::APPEND | OFlags::DIRECT | OFlags::NOCTTY;
+        let not = OFlags::NOFOLLOW
+            | OFlags::CREATE
+            | OFlags::EXCL
+            | OFlags::APPEND
+            | OFlags::DIRECT
+            | OFlags::NOCTTY;
         rustix::fs::openat(CWD, self.link(), flags.difference(not) | OFlags::CLOEXEC, Mode::empty())
     }
 
@@ -149,7 +153,12 @@ impl Handles {
 }
 
 /// Changes owner or mode of what the node is.
-pub(crate) fn change(node: &Node, mode: Option<u32>, owner: Option<u32>, group: Option<u32>) -> rustix::io::Result<()> {
+pub(crate) fn change(
+    node: &Node,
+    mode: Option<u32>,
+    owner: Option<u32>,
+    group: Option<u32>,
+) -> rustix::io::Result<()> {
     if let Some(mode) = mode {
         rustix::fs::chmod(node.link(), Mode::from_raw_mode(mode))?;
     }

@@ -94,8 +94,8 @@ pub struct Fault {
     pub nth: u64,
     /// What it gets.
     pub answer: Answer,
-    /// So do all after it, until the fault is disarmed.
-    pub lasting: bool,
+    /// So many calls get it, if the fault is not disarmed before; `u64::MAX`: all after the first.
+    pub times: u64,
 }
 
 /// What was met since the fault was armed.
@@ -156,7 +156,7 @@ impl Switch {
             return None;
         }
         *seen += 1;
-        if *seen < fault.nth || (*seen > fault.nth && !fault.lasting) {
+        if *seen < fault.nth || *seen - fault.nth >= fault.times {
             return None;
         }
         met.fired += 1;

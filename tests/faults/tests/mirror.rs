@@ -32,7 +32,7 @@ fn create(path: &Path) -> File {
 }
 
 fn fault(call: Call, nth: u64, answer: Answer) -> Fault {
-    Fault { call, under: String::new(), nth, answer, lasting: false }
+    Fault { call, under: String::new(), nth, answer, times: 1 }
 }
 
 fn errno<T>(result: std::io::Result<T>) -> Option<i32> {
@@ -75,7 +75,7 @@ fn space_and_locks() {
     let file = create(&path);
     rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, 1 << 20).unwrap();
     assert_eq!((file.metadata().unwrap().size(), file.metadata().unwrap().blocks()), (1 << 20, 2048));
-    file.write_all_at(&[1; 1 << 20], 0).unwrap();
+    file.write_all_at(&vec![1; 1 << 20], 0).unwrap();
     let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     rustix::fs::fallocate(&file, punch, 65536, 65536).unwrap();
     assert_eq!(rustix::fs::seek(&file, SeekFrom::Hole(0)).unwrap(), 65536);
@@ -110,9 +110,8 @@ fn every_call_can_fail() {
                 Call::MakeDirectory => fs::create_dir(name("new")),
                 Call::Read => open().unwrap().read_at(&mut [0; 10], 0).map(drop),
                 Call::Write => open().unwrap().write_at(&[1; 10], 0).map(drop),
-                Call::Allocate => {
-                    rustix::fs::fallocate(open().unwrap(), FallocateFlags::empty(), 0, 100).map_err(Into::into)
-                }
+                Call::Allocate => rustix::fs::fallocate(open().unwrap(), FallocateFlags::empty(), 0, 100)
+                    .map_err(Into::into),
                 Call::Truncate => open().unwrap().set_len(5),
                 Call::Sync => open().unwrap().sync_data(),
                 Call::SyncDirectory => File::open(&root).unwrap().sync_all(),
@@ -120,8 +119,7 @@ fn every_call_can_fail() {
                 Call::Rename => fs::rename(name("old"), name("new")),
                 Call::Unlink => fs::remove_file(name("old")),
                 Call::List => {
-                    let listed: std::io::Result<Vec<_>> =
-                        fs::read_dir(&root).and_then(Iterator::collect);
+                    let listed: std::io::Result<Vec<_>> = fs::read_dir(&root).and_then(Iterator::collect);
                     listed.map(drop)
                 }
             };
@@ -140,7 +138,7 @@ fn every_call_can_fail() {
         assert!(met.at.unwrap().starts_with("here"), "{call:?}");
         // Until it is disarmed.
         let answer = Answer::Error(Errno::NOSPC);
-        place.faults.arm(Fault { lasting: true, ..fault(call, 1, answer) });
+        place.faults.arm(Fault { times: u64::MAX, ..fault(call, 1, answer) });
         assert_eq!([attempt("here", 4).0, attempt("here", 5).0], [Some(28); 2], "{call:?}");
         assert_eq!(place.faults.disarm().fired, 2, "{call:?}");
         assert_eq!(attempt("here", 6).0, None, "{call:?}");
