@@ -25,6 +25,8 @@ pub struct FileDevice {
     id: DeviceId,
     /// Whether it is a block device: fixed length, no holes.
     block: bool,
+    /// Whether it is a file on XFS.
+    xfs: bool,
     /// Whether it may be written.
     writable: bool,
     /// A flush failed: the kernel has dropped the dirty pages and later flushes would lie.
@@ -69,12 +71,28 @@ impl FileDevice {
         } else {
             DeviceId { domain: metadata.dev(), object: metadata.ino() }
         };
-        Ok(Self { file, path, id, block, writable, poisoned: AtomicBool::new(false) })
+        let xfs = !block && sys::is_xfs(&file);
+        Ok(Self { file, path, id, block, xfs, writable, poisoned: AtomicBool::new(false) })
     }
 
     /// The open file, for locks and reflinks.
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// What the kernel calls a hole is none on XFS before Linux 6.9 if next to it a shared block was written lately: the
+    /// space that is reserved around such a write hides what the file has there.
+    fn hole(&self, offset: u64, end: u64) -> Result<DeviceExtent> {
+        let extent = |end, data| Ok(DeviceExtent { length: end - offset, data });
+        if !self.xfs {
+            return extent(end, false);
+        }
+        match sys::first_written(&self.file, offset..end) {
+            Ok(None) => extent(end, false),
+            Ok(Some(written)) if written.start > offset => extent(written.start, false),
+            Ok(Some(written)) => extent(written.end, true),
+            Err(e) => Err(self.error("cannot list the extents", e, offset, end - offset)),
+        }
     }
 
     fn error(&self, what: &'static str, error: std::io::Error, offset: u64, length: u64) -> Error {
@@ -245,7 +263,7 @@ impl Device for FileDevice {
             Err(e) => return Err(self.error("cannot look for data", e.into(), offset, length)),
         };
         if data > offset {
-            return Ok(DeviceExtent { length: data.min(end) - offset, data: false });
+            return self.hole(offset, data.min(end));
         }
         match rustix::fs::seek(&self.file, SeekFrom::Hole(offset)) {
             // `hole == offset`: it was punched between the two calls; what we saw was data.

@@ -2,12 +2,14 @@
 //! of this crate is here.
 
 mod carried;
+mod extents;
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
 pub use carried::Carried;
+pub(crate) use extents::{first_written, is_xfs};
 
 /// How a byte range is locked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
