@@ -21,7 +21,7 @@ help:
 	@echo "make install  PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)"
 	@echo "make setup    install what development needs (Debian; as root)"
 	@echo "make bench    measure against qemu-img"
-	@echo "make lab      several hosts"
+	@echo "make lab      power cuts, in virtual machines (as root): docs/lab.md"
 	@echo "make fmt lint clean"
 
 setup:
@@ -50,7 +50,9 @@ bench:
 	@scripts/bench
 
 lab:
-	@echo "make lab: there are no tests with several hosts yet" >&2; exit 1
+	@scripts/setup lab
+	cargo build -p vdsmstore-lab
+	@VDSMSTORE_LAB=$(CARGO_TARGET_DIR)/debug/vdsmstore-lab scripts/lab $(PARTS)
 
 install: build
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(INCLUDEDIR) \
