@@ -14,6 +14,7 @@ mod judge;
 #[path = "../../tests/kills/left.rs"]
 mod left;
 mod log;
+mod nfs;
 mod replay;
 mod state;
 mod workload;
@@ -35,6 +36,8 @@ fn main() -> ExitCode {
                 device.first().copied(),
             );
         }
+        // What hosts do that share a place.
+        ["nfs", ref words @ ..] => nfs::run(words),
         // The log, what was acknowledged, a directory for the replays, how many.
         ["replay", kind, log, journal, scratch, points, seed] => {
             let points = if points == "all" { usize::MAX } else { points.parse().unwrap() };
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         }
         _ => {
             eprintln!("vdsmstore-lab: record ROOT JOURNAL SEED [DEVICE]");
+            eprintln!("vdsmstore-lab: nfs format|record|latency|race|hold|take|copy|finish ROOT ...");
             eprintln!("vdsmstore-lab: replay ext4|xfs LOG JOURNAL SCRATCH POINTS|all SEED");
             return ExitCode::from(2);
         }

@@ -371,6 +371,11 @@ pub(super) fn require_local(root: &Dir) -> Result<()> {
         (0x7461_636f, "OCFS2"),
         (0x0bd0_0bd0, "Lustre"),
     ];
+    // To learn what a format for several hosts has to do otherwise; in builds for tests only.
+    #[cfg(feature = "sim")]
+    if std::env::var_os("VDSMSTORE_LOCALFS_ANYWHERE").is_some() {
+        return Ok(());
+    }
     let kind = file_system(root)?;
     match NETWORK.iter().find(|(magic, _)| *magic == kind) {
         Some((_, name)) => {
