@@ -10,6 +10,8 @@
     reason = "the numbers of tests are small, and tests fail by panicking"
 )]
 
+#[path = "crash/line.rs"]
+mod line;
 #[path = "crash/operation.rs"]
 mod operation;
 #[path = "crash/scene.rs"]
@@ -103,7 +105,12 @@ fn judge(scene: &Scene, operation: &Operation, ids: &Ids, returned: bool, what: 
 
 fn crash_everywhere(reflink: bool) {
     let (start, ids) = scene::scene(reflink);
-    for operation in OPERATIONS {
+    let storage = if reflink { "reflink" } else { "overlay" };
+    crash_each(&start, &ids, OPERATIONS.iter(), storage);
+}
+
+fn crash_each<'a>(start: &Scene, ids: &Ids, operations: impl Iterator<Item = &'a Operation>, storage: &str) {
+    for operation in operations {
         let (mut points, mut broken, mut whole) = (0, 0, 0);
         for cut in 0..2 {
             for after in 0.. {
@@ -114,16 +121,14 @@ fn crash_everywhere(reflink: bool) {
                     let (store, me) = join(&scene, "victim");
                     let power = scene.worlds[cut].power(me.incarnation);
                     power.cut_after(Some(after));
-                    let returned = (operation.run)(&store, &ids).is_ok();
+                    let returned = (operation.run)(&store, ids).is_ok();
                     finished = !power.is_off();
                     for world in &scene.worlds {
                         world.crash(me.incarnation, &mut *keep(after));
                     }
-                    let what = format!(
-                        "{}, reflink {reflink}, {} cut after {after}, {loss}",
-                        operation.name, NAMES[cut]
-                    );
-                    match judge(&scene, operation, &ids, returned, &what) {
+                    let what =
+                        format!("{}, {storage}, {} cut after {after}, {loss}", operation.name, NAMES[cut]);
+                    match judge(&scene, operation, ids, returned, &what) {
                         Status::Broken => broken += 1,
                         _ => whole += 1,
                     }

@@ -23,7 +23,10 @@ pub(crate) fn check(repo: &Arc<Repo>, repos: &[Arc<Repo>], exact: bool) -> Resul
     let judge = Judge { repo, repos, view: &all, respects_holders: true };
     let mut actions = Vec::new();
     for image in all.images.values() {
-        actions.extend(judge.image(image)?);
+        // One merge takes a whole line of images.
+        let action = judge.image(image)?;
+        let again = matches!(action, Some(Action::Merge(_))) && !merge::is_lowest(&all, image)?;
+        actions.extend(action.filter(|_| !again));
     }
     for volume in all.volumes.values() {
         actions.extend(judge.volume(volume.id())?);
@@ -92,7 +95,7 @@ fn blocked(repo: &Repo, action: Action) -> Result<Option<Error>> {
     let now = Now(repo, Read::Fresh);
     let Some(image) = action.image().map(|id| now.image(id)).transpose()?.flatten() else { return Ok(None) };
     let held = match action {
-        Action::Merge(_) => merge::candidate(&now, &image)?.map(|pair| pair.upper),
+        Action::Merge(_) => merge::candidate(&now, &image)?.map(|line| line.upper),
         _ => Some(image),
     };
     let Some(image) = held else { return Ok(None) };
@@ -224,14 +227,25 @@ impl<V: View> Judge<'_, V> {
         if flagged || self.view.built_on(id)?.is_empty() {
             return Ok(Some(Action::CleanImage(id)));
         }
-        let Some(pair) = merge::candidate(self.view, image)? else { return Ok(None) };
+        let Some(line) = merge::candidate(self.view, image)? else { return Ok(None) };
         // A removed image on top goes first; one that is in use is waited for.
-        let goes =
-            matches!(pair.upper.state, State::Removed) && self.view.built_on(pair.upper.id())?.is_empty();
-        if goes || self.is_held(&pair.upper)? {
+        if self.goes(&line.upper)? || self.is_held(&line.upper)? {
             return Ok(None);
         }
         Ok(Some(Action::Merge(id)))
+    }
+
+    /// Whether the image is removed and no other one is built on it: what is, nobody holds.
+    fn goes(&self, image: &ImageRecord) -> Result<bool> {
+        if image.state != State::Removed {
+            return Ok(false);
+        }
+        for volume in self.view.built_on(image.id())? {
+            if !self.view.held_by(volume.id())?.is_empty() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn volume(&self, id: VolumeId) -> Result<Option<Action>> {
@@ -318,7 +332,7 @@ impl<V: View> Judge<'_, V> {
             self.view.volume(image.volume)?.and_then(|volume| volume.backing).map(|backing| backing.image);
         let Some(base) = base else { return Ok(false) };
         let Some(lower) = self.view.image(base)? else { return Ok(false) };
-        Ok(merge::candidate(self.view, &lower)?.is_some_and(|pair| pair.upper.id() == image.id()))
+        Ok(merge::candidate(self.view, &lower)?.is_some_and(|line| line.upper.id() == image.id()))
     }
 }
 
@@ -357,6 +371,15 @@ fn observed(all: &Everything, action: Action) -> Vec<(Uuid, u64)> {
     headers.map(|header| (header.id, header.generation)).collect()
 }
 
+/// How many images go in a merge.
+fn merged(all: &Everything, id: ImageId) -> usize {
+    let line = all.images.get(&id).map(|image| merge::candidate(all, image));
+    match line {
+        Some(Ok(Some(line))) => line.lowers.len(),
+        _ => 1,
+    }
+}
+
 fn text(all: &Everything, action: Action) -> String {
     let kind = |id: ImageId| match all.images.get(&id).map(|image| image.kind) {
         Some(Kind::Disk) => "virtual disk",
@@ -366,7 +389,12 @@ fn text(all: &Everything, action: Action) -> String {
     match action {
         Action::Mend(id) => format!("complete {} {id}", kind(id)),
         Action::Optimize(id) => format!("give {} {id} its best representation", kind(id)),
-        Action::Merge(id) => format!("merge the removed image {id} with the one that is built on it"),
+        Action::Merge(id) => match merged(all, id) {
+            1 => format!("merge the removed image {id} with the one that is built on it"),
+            count => {
+                format!("merge {count} removed images, from {id} up, with the one that is built on them")
+            }
+        },
         Action::CleanImage(id) => format!("remove what is left of image {id}"),
         Action::CleanVolume(id) => format!("remove volume {id}, which no image uses"),
         Action::CleanObject(id) => format!("remove data object {id}, which has no record"),

@@ -161,23 +161,47 @@ fn optimize(id: &str, raw: &Raw) -> &'static str {
 }
 
 fn merge(id: &str, raw: &Raw, before: &Raw) -> &'static str {
-    let image = &raw.images[id];
-    let [upper] = raw.built_on(id)[..] else { panic!("merged with {:?}", raw.built_on(id)) };
-    let lower = text(&image["volume"]);
-    let begun = before.objects.get(upper).is_some_and(|bytes| *bytes != raw.objects[upper]);
-    match (text(&image["kind"]), text(&image["state"])) {
-        ("hidden", "live") => "a hidden base with one child",
-        (_, "absorbed") => "down, absorbed",
-        (_, "removed") if goes_down(lower, upper, raw) => "down, a removed image with one child",
-        (_, "removed") if begun => "up, begun",
-        (_, "removed") => "up, a removed image with one child",
-        other => panic!("merged without a test: {other:?}"),
+    let (line, volumes) = merged(id, raw);
+    let states: Vec<&str> = line.iter().map(|id| text(&raw.images[*id]["state"])).collect();
+    let absorbed = states.iter().filter(|state| **state == "absorbed").count();
+    let begun = is_written(volumes[line.len()], raw, before);
+    match (line.len(), absorbed) {
+        (1, 0) if states[0] == "live" => "a hidden base with one child",
+        (1, 0) if begun => "up, begun",
+        (1, 0) => "a removed image with one child",
+        (1, _) => "down, absorbed",
+        (_, 0) if begun => "up, a line, begun",
+        (_, 0) => "a line of removed images",
+        (count, absorbed) if absorbed == count => "down, a line, all of it absorbed",
+        _ => "down, a line, some of it absorbed",
     }
 }
 
-/// The direction in which less is moved, the volumes being of one size.
-pub fn goes_down(lower: &str, upper: &str, raw: &Raw) -> bool {
-    raw.used(upper) <= raw.used(lower)
+/// The images in a row that nobody wants, from `id` up, and their volumes with the one above them.
+pub fn merged<'a>(id: &'a str, raw: &'a Raw) -> (Vec<&'a str>, Vec<&'a str>) {
+    let (mut line, mut volumes) = (vec![id], vec![text(&raw.images[id]["volume"])]);
+    loop {
+        let built = raw.built_on(line[line.len() - 1]);
+        let [upper] = built[..] else { panic!("merged with {built:?}") };
+        let held = raw.held_by(upper);
+        let [above] = held[..] else { panic!("merged with {held:?}") };
+        volumes.push(upper);
+        if !is_unwanted(&raw.images[above]) || raw.built_on(above).len() != 1 {
+            return (line, volumes);
+        }
+        line.push(above);
+    }
+}
+
+fn is_unwanted(image: &Value) -> bool {
+    match text(&image["state"]) {
+        "live" => image["kind"] == "hidden",
+        other => other == "removed" || other == "absorbed",
+    }
+}
+
+fn is_written(volume: &str, raw: &Raw, before: &Raw) -> bool {
+    before.objects.get(volume).is_some_and(|bytes| *bytes != raw.objects[volume])
 }
 
 fn clean_image(id: &str, raw: &Raw) -> &'static str {

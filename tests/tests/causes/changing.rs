@@ -3,8 +3,8 @@
 use vdsmstore_core::options::{AutoFix, CopyOptions, CreateOptions, Strategy};
 
 use crate::operation::{
-    ALL, COPIES, DOUBTS, OVERLAYS, Operation, chain, chain_too, copy, copy_to_b, disk, family, remove,
-    remove_later, repair,
+    ALL, COPIES, DOUBTS, OVERLAYS, Operation, chain, chain_too, copy, copy_to_b, disk, family, line, remove,
+    remove_later, remove_line, repair,
 };
 use crate::scene::{Want, dot, named_copy, off, pattern};
 
@@ -62,6 +62,20 @@ pub const OPERATIONS: &[Operation] = &[
             repair(store, "A")
         },
         removes: &[(0, "upper")],
+    },
+    Operation {
+        name: "remove three snapshots in a row and merge down",
+        storages: OVERLAYS,
+        setup: |store, scene| line(store, scene, false),
+        run: remove_line,
+        removes: &[(0, "first"), (0, "second"), (0, "third")],
+    },
+    Operation {
+        name: "remove three snapshots in a row and merge up",
+        storages: OVERLAYS,
+        setup: |store, scene| line(store, scene, true),
+        run: remove_line,
+        removes: &[(0, "first"), (0, "second"), (0, "third")],
     },
     Operation {
         name: "remove a copy whose base was frozen",

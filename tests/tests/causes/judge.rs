@@ -3,7 +3,7 @@
 use vdsmstore_core::options::{CheckOptions, FixOptions, ListOptions};
 use vdsmstore_core::{ErrorKind, Fix, FixType, Result, Status, Store};
 
-use crate::cause::{action, goes_down, ids};
+use crate::cause::{action, ids, merged};
 use crate::operation::Operation;
 use crate::raw::{Raw, text};
 use crate::scene::{NAMES, SIZE, Scene, read};
@@ -97,22 +97,17 @@ impl Finding<'_> {
                 );
             }
             "merge" => {
-                let goes = self.goes(before).1;
-                assert!(cost.frees >= used(&goes) && cost.write >= cost.frees, "{what}: {cost:?}");
+                // Either the lowest volume stays or the one on top.
+                let (line, volumes) = merged(ids(self.fix)[0], before);
+                let all: u64 = volumes.iter().map(|volume| used(volume)).sum();
+                let ways = [volumes[0], volumes[line.len()]].map(|stays| all - used(stays));
+                let (less, more) = (ways[0].min(ways[1]), ways[0].max(ways[1]));
+                assert!(cost.frees >= more && cost.write >= less, "{what}: {cost:?}");
             }
             "clean-volume" | "clean-object" => assert!(cost.frees >= used(names[0]), "{what}: {cost:?}"),
             "sweep" => assert!(cost.frees > 0, "{what}: {cost:?}"),
             _ => assert_eq!((cost.read, cost.write, cost.needs), (0, 0, 0), "{what}"),
         }
-    }
-
-    /// Of a merge: the volume that stays, and the one that goes.
-    fn goes(&self, before: &Raw) -> (String, String) {
-        let image = &before.images[ids(self.fix)[0]];
-        let lower = text(&image["volume"]).to_owned();
-        let upper = before.built_on(ids(self.fix)[0])[0].to_owned();
-        let down = image["state"] == "absorbed" || goes_down(&lower, &upper, before);
-        if down { (lower, upper) } else { (upper, lower) }
     }
 
     /// What the fix is about.
@@ -145,10 +140,18 @@ impl Finding<'_> {
                 assert_eq!(after.depth(id), 1, "{what}");
             }
             "merge" => {
-                let (stays, goes) = self.goes(before);
-                assert!(!after.images.contains_key(id), "{what}: the merged image is there");
-                assert!(after.objects.contains_key(&stays), "{what}: merged in the other direction");
-                assert!(!after.objects.contains_key(&goes), "{what}: both volumes are there");
+                let (line, volumes) = merged(id, before);
+                assert!(
+                    line.iter().all(|id| !after.images.contains_key(*id)),
+                    "{what}: a merged image is there"
+                );
+                let left: Vec<_> = volumes.iter().filter(|id| after.objects.contains_key(**id)).collect();
+                // The lowest, or the one on top.
+                let ends = [volumes[0], volumes[line.len()]];
+                assert!(
+                    left.len() == 1 && ends.contains(left[0]),
+                    "{what}: {left:?} of {volumes:?} are there"
+                );
             }
             "clean-image" if *cause == "flagged to be buried, something is built on it" => {
                 assert_eq!(after.images[id]["state"], "removed", "{what}");

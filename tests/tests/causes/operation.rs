@@ -3,7 +3,7 @@
 use vdsmstore_core::options::{AutoFix, CheckOptions, CopyOptions, CreateOptions, FixOptions, RemoveOptions};
 use vdsmstore_core::{ErrorKind, Result, Store};
 
-use crate::scene::{NAMES, SIZE, Scene, Storage, dot, named_copy, pattern, write};
+use crate::scene::{CLUSTER, NAMES, SIZE, Scene, Storage, dot, named_copy, pattern, write};
 
 pub struct Operation {
     pub name: &'static str,
@@ -105,7 +105,7 @@ pub fn chain(store: &Store, scene: &mut Scene, large: bool) {
     snapshot(store, scene, 0, "lower", "disk");
     rewrite(store, scene, 0, "disk", if large { dot(2) } else { pattern(4) });
     snapshot(store, scene, 0, "upper", "disk");
-    rewrite(store, scene, 0, "disk", if large { pattern(5) } else { dot(9) });
+    rewrite(store, scene, 0, "disk", if large { pattern(5) } else { changed(&pattern(4), 0, 9) });
 }
 
 /// Another disk on a snapshot, with less of its own than that has.
@@ -117,4 +117,34 @@ pub fn chain_too(store: &Store, scene: &mut Scene) {
         data[..100].fill(8);
         data
     });
+}
+
+fn changed(data: &[u8], cluster: usize, byte: u8) -> Vec<u8> {
+    let mut data = data.to_vec();
+    data[cluster * CLUSTER..(cluster + 1) * CLUSTER].fill(byte);
+    data
+}
+
+/// A disk on three snapshots; `large`: what is above them is more than they have themselves.
+pub fn line(store: &Store, scene: &mut Scene, large: bool) {
+    let first = if large { dot(1) } else { pattern(4) };
+    let second = changed(&first, 5, 21);
+    let third = changed(&second, 5, 22);
+    // One cluster of them shows.
+    let top = if large { changed(&pattern(5), 5, 22) } else { changed(&third, 0, 23) };
+    disk(store, scene, 0, "disk", first);
+    snapshot(store, scene, 0, "first", "disk");
+    rewrite(store, scene, 0, "disk", second);
+    snapshot(store, scene, 0, "second", "disk");
+    rewrite(store, scene, 0, "disk", third);
+    snapshot(store, scene, 0, "third", "disk");
+    rewrite(store, scene, 0, "disk", top);
+}
+
+/// All snapshots of [`line`] go.
+pub fn remove_line(store: &Store, scene: &Scene) -> Result<()> {
+    for name in ["second", "third", "first"] {
+        remove_later(store, 0, scene, name)?;
+    }
+    repair(store, "A")
 }

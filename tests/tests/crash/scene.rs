@@ -76,6 +76,9 @@ pub struct Ids {
     pub child: String,
     pub copy: String,
     pub new: String,
+    /// Snapshots of `disk`, oldest first, where there are more of them.
+    #[allow(dead_code, reason = "only some tests need them")]
+    pub line: Vec<String>,
 }
 
 /// What an image of the scene holds.
@@ -108,7 +111,7 @@ pub fn scene(reflink: bool) -> (Scene, Ids) {
     }
     store.close().unwrap();
     let new = "12345678-1234-4234-8234-123456789abc".to_owned();
-    (scene, Ids { disk, snapshot, child, copy, new })
+    (scene, Ids { disk, snapshot, child, copy, new, line: Vec::new() })
 }
 
 /// One round of what a check lists; the first fix that fails ends it.

@@ -6,7 +6,7 @@ use vdsmstore_io::{Image, Plan, Target, plan};
 
 use super::{Action, Cost};
 use crate::graph::look::{Everything, View};
-use crate::graph::merge::{self, Direction};
+use crate::graph::merge;
 use crate::graph::search::elsewhere;
 use crate::graph::{chain, fill, import};
 use crate::id::VolumeId;
@@ -79,13 +79,9 @@ fn bound(repo: &Repo, all: &Everything, action: Action, image: Option<&ImageReco
         }
         (Action::Merge(_), Some(image)) => match merge::candidate(all, image)? {
             None => Cost::default(),
-            Some(pair) => {
-                let (lower, upper) = (allocated(pair.lower_volume.id())?, allocated(pair.upper_volume.id())?);
-                let moves = match merge::direction(repo, &pair)? {
-                    Direction::Up => lower,
-                    Direction::Down => upper,
-                };
-                Cost { read: moves, write: moves + SMALL, frees: moves, needs: moves + SMALL }
+            Some(line) => {
+                let merge::Price { moves, needs, frees, .. } = merge::bound(repo, &line)?;
+                Cost { read: moves, write: moves + SMALL, frees, needs: needs + SMALL }
             }
         },
         (Action::CleanImage(_), Some(image)) if all.held_by(image.volume)?.len() < 2 => {
@@ -179,16 +175,12 @@ fn flattening(repo: &Repo, image: &ImageRecord) -> Result<Option<Cost>> {
 }
 
 fn merging(repo: &Repo, all: &Everything, image: &ImageRecord) -> Result<Option<Cost>> {
-    let Some(pair) = merge::candidate(all, image)? else { return Ok(None) };
-    let direction = merge::direction(repo, &pair)?;
-    let lower = repo.driver.open_volume(pair.lower_volume.id(), Access::Read)?;
-    let upper = repo.driver.open_volume(pair.upper_volume.id(), Access::Read)?;
-    let plan = merge::price(&pair, direction, Arc::clone(&lower.device), Arc::clone(&upper.device))?;
-    let goes = match direction {
-        Direction::Up => pair.lower_volume.id(),
-        Direction::Down => pair.upper_volume.id(),
-    };
-    Ok(Some(of_plan(&plan, repo.driver.allocated(goes)?)))
+    let Some(line) = merge::candidate(all, image)? else { return Ok(None) };
+    let read = |id| repo.driver.open_volume(id, Access::Read);
+    let lower = line.lowers.iter().map(|lower| read(lower.volume.id())).collect::<Result<Vec<_>>>()?;
+    let upper = read(line.upper_volume.id())?;
+    let best = merge::prices(repo, &line, &lower, &upper)?.into_iter().next();
+    Ok(best.map(|merge::Price { moves, needs, frees, .. }| Cost { read: moves, write: moves, frees, needs }))
 }
 
 fn of_plan(plan: &Plan, frees: u64) -> Cost {

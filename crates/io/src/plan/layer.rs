@@ -1,39 +1,52 @@
-//! The moves of merges: what one layer of a chain holds.
+//! The moves of merges: what some layers of a chain hold.
+
+use std::ops::Range;
 
 use super::{Action, Plan, UNIT};
 use crate::{Error, ErrorKind, Format, Image, Result, RunKind};
 
-/// Plans to move what `layer` of `image` (counted from the top, 0) holds and the layers above it do not cover.
+/// What a raw file is allocated in.
+const BLOCK: u64 = 4096;
+
+/// As [`layers`], of one layer.
+pub fn layer(image: &Image, layer: usize, offset: u64, length: u64) -> Result<Plan> {
+    layers(image, layer..layer.saturating_add(1), offset, length)
+}
+
+/// Plans to move what these layers of `image` (counted from the top, 0) hold and the layers above them do not cover:
+/// each byte from the uppermost layer that has it.
 ///
-/// Its data is copied, blocks of zeroes in it and its zero clusters become explicit zeroes. What other layers
-/// hold, and what no layer holds, is left alone: so a hole of a raw layer stays a hole. `InvalidInput` if there is
-/// no such layer.
+/// Their data is copied, blocks of zeroes in it and zero clusters become explicit zeroes. What other layers
+/// hold, and what no layer holds, is left alone: so a hole of a raw layer stays a hole. `InvalidInput` if there are
+/// no such layers.
 ///
 /// Made for two merges; in both the target may share devices with the source, or be the source itself:
-/// - *up*: layer 1 of `[C, V, ..]`, written into `[C, V, ..]`. Where a move covers a part of a cluster, copy on
-///   write takes the rest from V and what lies below it, which is what shows there anyway.
-/// - *down*: layer 0 of `[C, V]`, written into `[V, ..]`. Only bytes that C covers are read, so that it does not
-///   matter that V changes under the source.
+/// - *up*: layers 1 to k of `[C, Vk, .., V1, ..]`, written into `[C, Vk, .., V1, ..]`. Where a move covers a part of a
+///   cluster, copy on write takes the rest from what lies below, which is what shows there anyway.
+/// - *down*: layers 0 to k - 1 of `[C, Vk, .., V1]`, written into `[V1, ..]`. Only bytes that the layers above V1 cover
+///   are read, so that it does not matter that V1 changes under the source.
 ///
 /// The moves end where the layer's own runs do, with one exception: a raw lower layer has data and holes finer
 /// than a cluster, and writing each piece by itself would read the cluster once more for each. A unit of 64 KiB
 /// that no other layer has any part of is copied whole then; nothing can lie below its holes.
 ///
 /// What the layer's end (its `size`) hides from below is not its content: the caller zeroes that.
-pub fn layer(image: &Image, layer: usize, offset: u64, length: u64) -> Result<Plan> {
-    let Some(format) = image.format(layer) else {
-        return Err(Error::new(ErrorKind::InvalidInput, "no such layer"));
+pub fn layers(image: &Image, layers: Range<usize>, offset: u64, length: u64) -> Result<Plan> {
+    // Only the lowest can be raw.
+    let lowest = layers.clone().last().and_then(|lowest| image.format(lowest));
+    let Some(format) = lowest else {
+        return Err(Error::new(ErrorKind::InvalidInput, "no such layers"));
     };
     let mut plan = Plan { offset, length, moves: Vec::new() };
     // The top of an image is written into what it lies on, where its holes would hide something.
-    let mut units = (format == Format::Raw && layer > 0).then(Units::default);
+    let mut units = (format == Format::Raw && layers.start > 0).then(Units::default);
     for run in image.runs(offset, length) {
         let run = run?;
         let part = match run.kind {
-            RunKind::Data { layer: l, .. } | RunKind::Compressed { layer: l } if l == layer => {
+            RunKind::Data { layer: l, .. } | RunKind::Compressed { layer: l } if layers.contains(&l) => {
                 Part::Own(Action::Copy)
             }
-            RunKind::Zero { layer: l } if l == layer => Part::Own(Action::Zero),
+            RunKind::Zero { layer: l } if layers.contains(&l) => Part::Own(Action::Zero),
             RunKind::Hole => Part::Hole,
             _ => Part::Other,
         };
@@ -46,6 +59,28 @@ pub fn layer(image: &Image, layer: usize, offset: u64, length: u64) -> Result<Pl
         units.end(&mut plan);
     }
     Ok(plan)
+}
+
+/// Bytes that carrying out the plan takes from the storage for the data of its target, of which `own` is the top layer
+/// alone: whole clusters, where it has none. Tables are not counted.
+pub fn growth(plan: &Plan, own: &Image) -> Result<u64> {
+    let unit = own.cluster_size().unwrap_or(BLOCK);
+    // A cluster that two moves share is counted once.
+    let (mut bytes, mut counted) = (0, 0);
+    for step in plan.moves().iter().filter(|step| step.action != Action::Zero) {
+        let start = (step.offset - step.offset % unit).max(counted);
+        let end = (step.offset + step.length).next_multiple_of(unit);
+        counted = end;
+        let inside = end.min(own.size());
+        for run in own.runs(start.min(inside), inside - start.min(inside)) {
+            let run = run?;
+            if !matches!(run.kind, RunKind::Data { .. }) {
+                bytes += run.length;
+            }
+        }
+        bytes += end - start.max(inside).min(end);
+    }
+    Ok(bytes)
 }
 
 /// Whose a run is.

@@ -4,7 +4,7 @@ mod layer;
 
 use crate::{Image, Result, Run, RunKind};
 
-pub use layer::layer;
+pub use layer::{growth, layer, layers};
 
 /// Data is looked at for zeroes, and two images for differences, in units of this many bytes.
 pub(crate) const UNIT: u64 = 64 << 10;

@@ -1,0 +1,227 @@
+//! Merge: the volumes of a line of images become one, where nobody wants any of them but the top.
+//!
+//! The images t1 (lowest) to tk are removed or hidden, each is the only one on its volume, and exactly one volume is
+//! built on it: that of the next, and for tk the volume C of the image `s`, which stays. *Up*: what the k volumes have
+//! and C has not is copied into C, each cluster from the newest of them, and C then is built on what V1 is built on.
+//! *Down*: what C and V2 to Vk have is copied into V1, which then holds `s`. Both passes may be repeated from the
+//! beginning at any time, in either direction, and for any part of the line.
+
+mod absorb;
+mod choice;
+mod line;
+mod seal;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use vdsmstore_io::{Control, Image, execute, plan};
+
+use crate::id::ImageId;
+use crate::job::{Env, Step, percent};
+use crate::record::Progress;
+use crate::repo::Repo;
+use crate::repository::{Access, Guard, OpenVolume, Read};
+use crate::{Error, ErrorKind, Result};
+
+use super::chain;
+use super::fill::{Limit, WATERMARK_BYTES, WATERMARK_TIME, error_text};
+use super::look::Now;
+use super::{lease, try_lock};
+
+pub(crate) use absorb::permit;
+pub(crate) use choice::{Price, bound, prices};
+pub(crate) use line::{Line, candidate, is_lowest};
+
+/// Virtual bytes of one step.
+const STEP: u64 = 64 << 20;
+
+/// Which way the data goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Up,
+    Down,
+}
+
+impl Direction {
+    /// What the progress calls it.
+    fn stage(self) -> &'static str {
+        match self {
+            Self::Up => "merge up",
+            Self::Down => "merge down",
+        }
+    }
+}
+
+/// A merge under way, with all its locks.
+pub(crate) struct Merge {
+    repo: Arc<Repo>,
+    line: Line,
+    direction: Direction,
+    source: Image,
+    target: Image,
+    position: u64,
+    size: u64,
+    limit: Limit,
+    unflushed: u64,
+    flushed_at: Instant,
+    /// Given back in this order: bytes first.
+    lower: Vec<OpenVolume>,
+    upper: OpenVolume,
+    _order: Vec<Box<dyn Guard>>,
+}
+
+/// Begins the merge that the image `t` is part of: takes all locks or none, chooses the direction, and for the downward
+/// one absorbs the images that go.
+pub(crate) fn begin(
+    repo: &Arc<Repo>,
+    env: &Env<'_>,
+    t: ImageId,
+    bandwidth: Option<u64>,
+) -> Result<Option<Merge>> {
+    let find = || -> Result<Option<Line>> {
+        let Some(record) = repo.image(t)? else { return Ok(None) };
+        candidate(&Now(repo, Read::Fresh), &record)
+    };
+    let Some(found) = find()? else { return Ok(None) };
+    let order = found.ids().map(|id| try_lock(repo, id)).collect::<Result<Vec<_>>>()?;
+    // Again, now that nobody else changes them.
+    let Some(mut line) = find()?.filter(|line| line.same(&found)) else { return Ok(None) };
+    lease::ensure_free(repo, &line.upper)?;
+    let upper = repo.driver.open_volume(line.upper_volume.id(), Access::Write)?;
+    let mut lower = Vec::with_capacity(line.lowers.len());
+    for each in &line.lowers {
+        lower.push(repo.driver.open_volume(each.volume.id(), Access::Read)?);
+    }
+    let direction = choice::choose(repo, &line, &prices(repo, &line, &lower, &upper)?)?.direction;
+    if direction == Direction::Down {
+        let lowest = line.lowest().volume.id();
+        // Nobody else has it: the locks on the images keep it so between the two.
+        drop(lower.remove(0));
+        lower.insert(0, repo.driver.open_volume(lowest, Access::Write)?);
+        if !absorb::all(repo, &mut line)? {
+            return Ok(None);
+        }
+        absorb::make_room(repo, &mut line, &lower, &upper)?;
+    }
+    let mut merge = open(repo, line, direction, lower, upper, order)?;
+    merge.limit = Limit::new(bandwidth);
+    env.task.set_stage(merge.direction.stage(), merge.position, merge.size);
+    Ok(Some(merge))
+}
+
+fn open(
+    repo: &Arc<Repo>,
+    line: Line,
+    direction: Direction,
+    lower: Vec<OpenVolume>,
+    upper: OpenVolume,
+    order: Vec<Box<dyn Guard>>,
+) -> Result<Merge> {
+    let mut layers = line.layers(&lower, &upper);
+    // What lies below the line takes no part: a source without it tells its own data from what shows through.
+    let source = Image::open(layers.clone(), false)?;
+    if direction == Direction::Down {
+        layers.drain(..line.lowers.len());
+        layers[0].size = line.lowest().volume.size;
+    }
+    if let Some(backing) = line.backing() {
+        layers.extend(chain::layers_of(repo, backing)?);
+    }
+    let target = Image::open(layers, true)?;
+    let position = watermark(repo, &line, direction)?;
+    Ok(Merge {
+        repo: Arc::clone(repo),
+        size: line.length(direction),
+        line,
+        direction,
+        source,
+        target,
+        position,
+        limit: Limit::new(None),
+        unflushed: 0,
+        flushed_at: Instant::now(),
+        lower,
+        upper,
+        _order: order,
+    })
+}
+
+/// How far an earlier run of the same merge came: it counts only if nobody wrote the upper image since.
+fn watermark(repo: &Repo, line: &Line, direction: Direction) -> Result<u64> {
+    let target = line.target(direction);
+    let progress = repo.progress(line.upper.id())?.filter(|progress| {
+        progress.volume == target.id()
+            && progress.epoch == target.header.epoch
+            && progress.stage == direction.stage()
+            && progress.source_token == Some(line.token())
+            && progress.watermark <= line.length(direction)
+    });
+    Ok(progress.map_or(0, |progress| progress.watermark))
+}
+
+impl Merge {
+    /// Copies the next piece; after the last, seals.
+    pub fn step(&mut self, env: &Env<'_>) -> Result<Step> {
+        if self.position >= self.size {
+            self.target.flush()?;
+            match self.direction {
+                Direction::Up => self.seal_up()?,
+                Direction::Down => self.seal_down()?,
+            }
+            return Ok(Step::Done);
+        }
+        if let Some(pause) = self.limit.pause() {
+            return Ok(Step::Later(pause));
+        }
+        let length = STEP.min(self.limit.step()).min(self.size - self.position);
+        let plan = plan::layers(&self.source, self.line.moved(self.direction), self.position, length)?;
+        let control = Control {
+            cancel: &|| env.task.is_cancelled(),
+            progress: &|bytes| env.task.add_done(bytes),
+            threads: env.threads,
+        };
+        let outcome = env.outcome(execute(&plan, &self.source, None, &self.target, &control))?;
+        self.position += length;
+        env.task.set_done(self.position);
+        self.limit.spend(outcome.read);
+        self.unflushed += outcome.written + outcome.zeroed;
+        if self.unflushed >= WATERMARK_BYTES || self.flushed_at.elapsed() >= WATERMARK_TIME {
+            self.target.flush()?;
+            self.persist(None)?;
+            self.unflushed = 0;
+            self.flushed_at = Instant::now();
+        }
+        Ok(Step::Again)
+    }
+
+    /// All below the position is durable.
+    fn persist(&self, error: Option<String>) -> Result<()> {
+        let host = self.repo.driver.host();
+        let target = self.line.target(self.direction);
+        let progress = Progress {
+            volume: target.id(),
+            epoch: target.header.epoch,
+            incarnation: host.incarnation,
+            host: host.host_id.clone(),
+            stage: self.direction.stage().to_owned(),
+            percent: percent(self.position, self.size),
+            watermark: self.position,
+            source_token: Some(self.line.token()),
+            error,
+        };
+        self.repo.put_progress(self.line.upper.id(), &progress)
+    }
+
+    /// Persists how far it came, and why it ended.
+    pub fn failed(&self, error: &Error) {
+        // What cannot be said is found by looking.
+        if self.target.flush().is_ok() {
+            let _ = self.persist(Some(error_text(error)));
+        }
+    }
+}
+
+fn moved(repo: &Repo, id: ImageId) -> Error {
+    let message = format!("image {id} in repository {:?} changed while it was being merged", repo.id);
+    Error::new(ErrorKind::Stopped, message)
+}

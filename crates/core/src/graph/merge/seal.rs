@@ -1,0 +1,119 @@
+//! The one put that ends a merge, and what is left over after it.
+
+use std::sync::Arc;
+
+use vdsmstore_io::{Image, Layer, RunKind};
+
+use crate::Result;
+use crate::graph::chain::mirror_of;
+use crate::graph::{clean, lease, mirror};
+use crate::id::VolumeId;
+use crate::record::{Backing, ImageRecord};
+use crate::repo::{Change, Repo};
+use crate::repository::Marker;
+
+use super::absorb::{is_alone, permit};
+use super::{Direction, Merge, moved};
+
+impl Merge {
+    /// C is built on what the lowest volume was built on.
+    pub(super) fn seal_up(&mut self) -> Result<()> {
+        let (repo, line) = (&self.repo, &self.line);
+        let t = line.topmost().image.id();
+        let (v, c) = (line.lowest().volume.id(), line.upper_volume.id());
+        let below = line.backing().cloned();
+        // Beyond what shows of the lowest image the upper one read zeroes; what is below it might be longer.
+        let reach = line.reach();
+        if below.is_some() && reach < line.upper_volume.size {
+            self.zero_unallocated(reach)?;
+            self.target.flush()?;
+        }
+        let backing = below.map(|below| Backing { size: below.size.min(reach), ..below });
+        if let Some(backing) = &backing {
+            repo.driver.mark(Marker::Child(backing.image, c))?;
+            // It covers now what the lowest volume covers.
+            permit(repo, backing.image, v, c)?;
+        }
+        let mirror = match &backing {
+            Some(backing) => mirror_of(repo, backing.image)?,
+            None => None,
+        };
+        mirror::write(&*self.upper.device, mirror)?;
+        let sealed = repo.update_volume(c, |now| {
+            if now.backing.as_ref().is_none_or(|backing| backing.image != t) {
+                return Err(moved(repo, t));
+            }
+            if let Some(backing) = &backing {
+                // Should the locks have been a lie: the announcement may have been taken for one that led to nothing.
+                repo.driver.mark(Marker::Child(backing.image, c))?;
+                let still = repo.volume(v)?.and_then(|volume| volume.backing);
+                if still.is_none_or(|still| still.image != backing.image) {
+                    return Err(moved(repo, t));
+                }
+            }
+            now.backing.clone_from(&backing);
+            now.mirror = mirror.map(|(id, _)| id);
+            Ok(Change::Claim)
+        })?;
+        sealed.ok_or_else(|| moved(repo, t))?;
+        repo.driver.unmark(Marker::Child(t, c))
+    }
+
+    fn zero_unallocated(&self, from: u64) -> Result<()> {
+        let volume = &self.line.upper_volume;
+        let alone =
+            Layer { device: Arc::clone(&self.upper.device), format: volume.format.into(), size: volume.size };
+        let alone = Image::open(vec![alone], false)?;
+        let mut holes = Vec::new();
+        for run in alone.runs(from, volume.size - from) {
+            let run = run?;
+            if run.kind == RunKind::Hole {
+                holes.push((run.offset, run.length));
+            }
+        }
+        for (offset, length) in holes {
+            self.target.write_zeroes(offset, length)?;
+        }
+        Ok(())
+    }
+
+    /// The lowest volume holds s.
+    pub(super) fn seal_down(&mut self) -> Result<()> {
+        let (repo, line) = (&self.repo, &self.line);
+        let s = line.upper.id();
+        let (v, c) = (line.lowest().volume.id(), line.upper_volume.id());
+        // Nobody else reads through them: the lowest volume is about to be written by others.
+        if !is_alone(repo, line)? {
+            return Err(moved(repo, s));
+        }
+        repo.driver.mark(Marker::Holder(v, s))?;
+        let sealed = repo.update_image(s, |now| {
+            if now.volume != c || now.next.is_some() || lease::is_held(repo, now)? {
+                return Err(moved(repo, s));
+            }
+            now.volume = v;
+            Ok(Change::Claim)
+        })?;
+        sealed.map(drop).ok_or_else(|| moved(repo, s))
+    }
+
+    /// What the seal left over. All of it is found again by a check, should this not be reached.
+    pub fn finish(self) -> Result<()> {
+        let Self { repo, line, direction, source, target, lower, upper, _order, .. } = self;
+        drop((source, target, lower, upper));
+        repo.driver.delete_progress(line.upper.id())?;
+        let topmost = &line.topmost().image;
+        match direction {
+            Direction::Up => clean::image(&repo, topmost.id()),
+            Direction::Down => finish_down(&repo, &line.upper, topmost, line.upper_volume.id()),
+        }
+    }
+}
+
+/// After the seal of a downward merge: the images that go and the volumes above the lowest one.
+fn finish_down(repo: &Repo, upper: &ImageRecord, topmost: &ImageRecord, volume: VolumeId) -> Result<()> {
+    mirror::correct_children(repo, upper.id())?;
+    clean::volume(repo, volume)?;
+    // It takes those below it along.
+    clean::image(repo, topmost.id())
+}
