@@ -5,7 +5,7 @@ use vdsmstore_core::{ErrorKind, Fix, FixType, Result, Status, Store};
 
 use crate::cause::{action, ids, merged};
 use crate::operation::Operation;
-use crate::raw::{Raw, text};
+use crate::raw::Raw;
 use crate::scene::{NAMES, SIZE, Scene, read};
 
 /// What a metadata change costs at most.

@@ -93,10 +93,14 @@ fn backup() -> CopyOptions {
     CopyOptions { mutable: false, ..CopyOptions::default() }
 }
 
-/// The lower one is large: what is above goes down into it.
+/// The upper one differs in little from the lower one: that goes down.
 pub fn merge_down(place: &mut Place, _: &mut Random, slow: bool) -> Case {
-    let lower = place.disk.clone();
-    merge(place, &lower, slow)
+    let base = Some(&*place.snapshot);
+    let lower = place.store.create_virtual_disk("A", None, base, "{}", &CreateOptions::default());
+    let lower = lower.unwrap().to_string();
+    let case = merge(place, &lower, slow);
+    place.store.remove_image("A", &lower, &RemoveOptions::default()).unwrap();
+    case
 }
 
 /// The lower one is small: it goes up.
