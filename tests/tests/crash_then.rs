@@ -32,6 +32,9 @@ use scene::{Ids, LOSSES, NAMES, SIZE, Scene, join, read, recover, repair};
 const SECOND: &str = "87654321-4321-4321-8321-cba987654321";
 const BLOCK: usize = 64 * 1024;
 
+/// By repository and id, what an image holds.
+type Model = BTreeMap<(usize, String), Vec<u8>>;
+
 /// What the second host does.
 struct Then {
     name: &'static str,
@@ -39,12 +42,12 @@ struct Then {
     on: fn(&Ids) -> &String,
     run: fn(&Store, &Ids) -> Result<()>,
     /// How it changes what the images hold.
-    change: fn(&mut BTreeMap<(usize, String), Vec<u8>>, &Ids),
+    change: fn(&mut Model, &Ids),
 }
 
-fn nothing(_: &mut BTreeMap<(usize, String), Vec<u8>>, _: &Ids) {}
+fn nothing(_: &mut Model, _: &Ids) {}
 
-fn made(model: &mut BTreeMap<(usize, String), Vec<u8>>, repo: usize, from: &str) {
+fn made(model: &mut Model, repo: usize, from: &str) {
     let data = model[&(0, from.to_owned())].clone();
     model.insert((repo, SECOND.to_owned()), data);
 }
@@ -64,7 +67,7 @@ fn write(store: &Store, id: &str) -> Result<()> {
     image.close()
 }
 
-fn written(model: &mut BTreeMap<(usize, String), Vec<u8>>, id: &str) {
+fn written(model: &mut Model, id: &str) {
     let data = model.get_mut(&(0, id.to_owned())).unwrap();
     data[BLOCK / 2..BLOCK / 2 + BLOCK * 2].fill(201);
     data[5 * BLOCK..6 * BLOCK].fill(0);

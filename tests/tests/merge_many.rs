@@ -3,6 +3,7 @@
 //! `VDSMSTORE_SEED=n` repeats one random chain, `VDSMSTORE_LONG=1` takes more of them.
 
 #![allow(
+    clippy::large_stack_arrays,
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
     clippy::cast_sign_loss,
@@ -106,7 +107,7 @@ impl Chain {
             self.data.resize(size, 0);
         }
         let image = self.scene.store.open_image("A", &self.disk, true).unwrap();
-        for _ in 0..1 + random.below(6) {
+        for _ in 0..=random.below(6) {
             let from = random.below(self.data.len());
             let length = (1 + random.below(3 * CLUSTER)).min(self.data.len() - from);
             let (from, length) = match random.below(3) {
