@@ -233,6 +233,24 @@ impl SimStorage {
         contents.now = contents.durable.clone();
     }
 
+    /// How many changes were not flushed, each of which a power cut may keep or lose.
+    pub fn pending(&self) -> usize {
+        self.contents().log.len()
+    }
+
+    /// A copy as it is after a power cut now, while this one goes on; `keep` is asked with the number of each change
+    /// that was not flushed, oldest first.
+    #[must_use]
+    pub fn after_cut(&self, keep: &mut dyn FnMut(usize) -> bool) -> Arc<SimStorage> {
+        let contents = self.contents();
+        let mut durable = contents.durable.clone();
+        for (_, change) in contents.log.iter().enumerate().filter(|(number, _)| keep(*number)) {
+            durable.apply(change);
+        }
+        let contents = Contents { now: durable.clone(), durable, log: Vec::new() };
+        Arc::new(SimStorage { id: self.id, contents: Mutex::new(contents) })
+    }
+
     /// Replaces the bytes of `target` by a copy of these, as a reflink does: the copy is not durable before
     /// `target` is flushed.
     pub fn clone_to(&self, target: &SimStorage) {

@@ -21,7 +21,8 @@ pub fn check(bytes: &[u8]) -> Result<Summary, String> {
         return Err(format!("incompatible bits {incompatible:#x}"));
     }
     let bits = be32(20);
-    let per_block = cluster_size / 2;
+    let width = 1u64 << be32(96);
+    let per_block = cluster_size * 8 / width;
     let clusters = (bytes.len() as u64).div_ceil(cluster_size);
     let mut references = vec![0u32; clusters as usize];
     let mut refer = |offset: u64, what: &str| -> Result<(), String> {
@@ -103,9 +104,14 @@ pub fn check(bytes: &[u8]) -> Result<Summary, String> {
         if block == 0 {
             return Ok(0);
         }
-        let at = (block + cluster % per_block * 2) as usize;
-        let bytes = bytes.get(at..at + 2).ok_or("refcount block beyond the end")?;
-        Ok(u32::from(u16::from_be_bytes(bytes.try_into().unwrap())))
+        // Numbers of whole bytes are big endian, those within a byte begin at its low end.
+        let bit = cluster % per_block * width;
+        let at = (block + bit / 8) as usize;
+        let bytes = bytes.get(at..at + (width / 8).max(1) as usize).ok_or("refcount block beyond the end")?;
+        if width < 8 {
+            return Ok(u32::from(bytes[0] >> (bit % 8)) & ((1 << width) - 1));
+        }
+        Ok(bytes.iter().fold(0, |value, byte| value << 8 | u32::from(*byte)))
     };
     let mut summary = Summary::default();
     for (cluster, references) in references.iter().enumerate() {

@@ -1,18 +1,12 @@
-//! Power cuts: whatever subset of the unflushed sectors survives, the image has leaks at worst, flushed data
-//! is there, and the rest is old or new, sector by sector.
-#![cfg(feature = "sim")]
-#![allow(clippy::unwrap_used)]
-
-#[path = "common/checker.rs"]
-mod checker;
-mod common;
+//! Random operations, cut after every step, with random subsets of what was not flushed.
 
 use std::sync::Arc;
 
-use common::*;
 use vdsmstore_io::{ErrorKind, Format, Image, Layer, Power, SimDevice, SimStorage};
 
-const SECTOR: u64 = 512;
+use crate::common::*;
+use crate::content::{Model, SECTOR, sector, sectors};
+use crate::judge;
 
 #[derive(Clone, Copy, Debug)]
 enum Op {
@@ -33,36 +27,12 @@ struct Scenario {
     ops: Vec<Op>,
 }
 
-/// What each sector may read as: the tag at the last flush, and every one since.
-struct Model(Vec<Vec<u64>>);
-
-impl Model {
-    fn apply(&mut self, op: Op) {
-        let (first, count, tag) = match op {
-            Op::Write(first, count, tag) => (first, count, tag),
-            Op::Zero(first, count) => (first, count, 0),
-            Op::Flush => {
-                for tags in &mut self.0 {
-                    tags.drain(..tags.len() - 1);
-                }
-                return;
-            }
-        };
-        for tags in &mut self.0[first as usize..(first + count) as usize] {
-            tags.push(tag);
-        }
+fn apply_to_model(model: &mut Model, op: Op) {
+    match op {
+        Op::Write(first, count, tag) => model.set(first, count, tag),
+        Op::Zero(first, count) => model.set(first, count, 0),
+        Op::Flush => model.settle(),
     }
-}
-
-fn sector(tag: u64, number: u64) -> [u8; 512] {
-    let mut bytes = [0; 512];
-    if tag != 0 {
-        for pair in bytes.chunks_exact_mut(16) {
-            pair[..8].copy_from_slice(&tag.to_le_bytes());
-            pair[8..].copy_from_slice(&number.to_le_bytes());
-        }
-    }
-    bytes
 }
 
 const BASE_TAG: u64 = 0xba5e;
@@ -78,8 +48,7 @@ impl Scenario {
     }
 
     fn base(&self) -> Arc<SimStorage> {
-        let bytes: Vec<u8> = (0..self.base_sectors()).flat_map(|n| sector(BASE_TAG, n)).collect();
-        storage_of(&bytes, 2)
+        storage_of(&sectors(BASE_TAG, 0, self.base_sectors()), 2)
     }
 
     fn open(
@@ -102,15 +71,12 @@ impl Scenario {
     }
 
     fn model(&self) -> Model {
-        Model((0..self.sectors()).map(|n| vec![if n < self.base_sectors() { BASE_TAG } else { 0 }]).collect())
+        Model::new((0..self.sectors()).map(|n| if n < self.base_sectors() { BASE_TAG } else { 0 }))
     }
 
     fn apply(image: &Image, op: Op) -> vdsmstore_io::Result<()> {
         match op {
-            Op::Write(first, count, tag) => {
-                let data: Vec<u8> = (first..first + count).flat_map(|n| sector(tag, n)).collect();
-                image.write(first * SECTOR, &data)
-            }
+            Op::Write(first, count, tag) => image.write(first * SECTOR, &sectors(tag, first, count)),
             Op::Zero(first, count) => image.write_zeroes(first * SECTOR, count * SECTOR),
             Op::Flush => image.flush(),
         }
@@ -122,10 +88,10 @@ impl Scenario {
         let image = self.open(&storage, &self.base(), &Power::new(), true).unwrap();
         for op in &self.before {
             Self::apply(&image, *op).unwrap();
-            model.apply(*op);
+            apply_to_model(&mut model, *op);
         }
         image.flush().unwrap();
-        model.apply(Op::Flush);
+        model.settle();
         (storage, model)
     }
 
@@ -141,13 +107,13 @@ impl Scenario {
         start.clone_to(&storage);
         storage.crash(&mut || true);
         let (base, power) = (self.base(), Power::new());
-        let mut model = Model(before.0.clone());
+        let mut model = before.clone();
         power.cut_after(cut);
         if let Ok(image) = self.open(&storage, &base, &power, true) {
             for op in &self.ops {
                 let result = Self::apply(&image, *op);
                 if !matches!((op, &result), (Op::Flush, Err(_))) {
-                    model.apply(*op);
+                    apply_to_model(&mut model, *op);
                 }
                 match result {
                     Ok(()) => {}
@@ -165,21 +131,18 @@ impl Scenario {
     }
 
     fn verify(&self, storage: &Arc<SimStorage>, base: &Arc<SimStorage>, model: &Model, cut: Option<u64>) {
-        if let Err(message) = checker::check(&storage.bytes()) {
+        if let Err(message) = judge(&storage.bytes()) {
             panic!("cut {cut:?}: {message}");
         }
         let image = self.open(storage, base, &Power::new(), true).unwrap();
         let mut bytes = vec![0; self.size as usize];
         image.read(0, &mut bytes).unwrap();
-        for (number, (found, tags)) in bytes.chunks_exact(512).zip(&model.0).enumerate() {
-            let matches = tags.iter().any(|tag| *found == sector(*tag, number as u64));
-            assert!(matches, "cut {cut:?}, sector {number}: {:x?}, may be {tags:x?}", &found[..16]);
-        }
+        model.compare(&bytes).unwrap_or_else(|message| panic!("cut {cut:?}: {message}"));
         // It can be written on, and stays sound.
         image.write(0, &sector(99, 0)).unwrap();
         image.write_zeroes(self.size / 2, self.size / 4).unwrap();
         image.flush().unwrap();
-        checker::check(&storage.bytes()).unwrap();
+        judge(&storage.bytes()).unwrap();
     }
 
     /// All cuts, each with everything kept, nothing kept and two random subsets.

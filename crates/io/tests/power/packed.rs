@@ -1,49 +1,29 @@
 //! Power cuts while images with compressed clusters and internal snapshots are written: leaks at worst, flushed
 //! data is there, and a snapshot shows what it always did.
-#![cfg(feature = "sim")]
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-#[path = "common/checker.rs"]
-mod checker;
-mod common;
 
 use std::sync::Arc;
 
-use common::packed::*;
-use common::*;
 use vdsmstore_io::{ErrorKind, Format, Image, Layer, Power, SimDevice, SimStorage};
 
-const SECTOR: u64 = 512;
-
-fn sector(tag: u64, number: u64) -> [u8; 512] {
-    let mut bytes = [0; 512];
-    if tag != 0 {
-        for pair in bytes.chunks_exact_mut(16) {
-            pair[..8].copy_from_slice(&tag.to_le_bytes());
-            pair[8..].copy_from_slice(&number.to_le_bytes());
-        }
-    }
-    bytes
-}
-
-/// What each sector may read as: its tag at the last flush, and every one since.
-type Model = Vec<Vec<u64>>;
+use crate::common::packed::*;
+use crate::common::*;
+use crate::content::{Model, SECTOR, sectors};
+use crate::judge;
 
 /// The image as QEMU leaves it: compressed, perhaps with a snapshot, and changed a little since.
-fn start(sectors: u64, cluster_size: u64, compression: &str, with_snapshot: bool) -> (Vec<u8>, Model) {
+fn start(count: u64, cluster_size: u64, compression: &str, with_snapshot: bool) -> (Vec<u8>, Model) {
     let (_keep, dir) = scratch();
     let path = dir.join("image");
-    let bytes: Vec<u8> = (0..sectors).flat_map(|number| sector(1, number)).collect();
+    let bytes = sectors(1, 0, count);
     qemu_compressed(&path, &bytes, cluster_size, compression);
-    let mut model = vec![vec![1]; sectors as usize];
+    let mut model = Model::new((0..count).map(|_| 1));
     if with_snapshot {
         qemu("qemu-img", &["snapshot", "-c", "s", path.to_str().unwrap()]);
         // One that is written, one that is zero; the L2 table is not shared any more then.
-        let data: Vec<u8> = (5..9).flat_map(|number| sector(2, number)).collect();
-        std::fs::write(dir.join("data"), data).unwrap();
+        std::fs::write(dir.join("data"), sectors(2, 5, 4)).unwrap();
         if cluster_size > 512 {
             qemu_io(&path, &[&format!("write -s {} 2560 2048", dir.join("data").display())]);
-            model[5..9].fill(vec![2]);
+            model.0[5..9].fill(vec![2]);
         }
     }
     check_clean(&path);
@@ -56,7 +36,7 @@ fn open(storage: &Arc<SimStorage>, power: &Arc<Power>, size: u64) -> vdsmstore_i
 }
 
 /// The disk as its first snapshot has it: an image whose active table is the snapshot's.
-fn snapshot_of(bytes: &[u8], size: u64) -> Vec<u8> {
+pub fn snapshot_of(bytes: &[u8], size: u64) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     let table = u64::from_be_bytes(bytes[64..72].try_into().unwrap()) as usize;
     bytes.copy_within(table + 8..table + 12, 36);
@@ -96,25 +76,19 @@ impl Case {
                 let whole = first.is_multiple_of(per_cluster) && count.is_multiple_of(per_cluster);
                 let (tag, result) = match random.below(10) {
                     0..=3 if whole => {
-                        let data: Vec<u8> =
-                            (first..first + count).flat_map(|number| sector(100 + step, number)).collect();
+                        let data = sectors(100 + step, first, count);
                         (Some(100 + step), image.write_compressed(first * SECTOR, &data))
                     }
                     0..=4 => {
-                        let data: Vec<u8> =
-                            (first..first + count).flat_map(|number| sector(100 + step, number)).collect();
+                        let data = sectors(100 + step, first, count);
                         (Some(100 + step), image.write(first * SECTOR, &data))
                     }
                     5..=7 => (Some(0), image.write_zeroes(first * SECTOR, count * SECTOR)),
                     _ => (None, image.flush()),
                 };
                 match (tag, &result) {
-                    (Some(tag), _) => {
-                        model[first as usize..(first + count) as usize].iter_mut().for_each(|t| t.push(tag));
-                    }
-                    (None, Ok(())) => model.iter_mut().for_each(|tags| {
-                        tags.drain(..tags.len() - 1);
-                    }),
+                    (Some(tag), _) => model.set(first, count, tag),
+                    (None, Ok(())) => model.settle(),
                     (None, Err(_)) => {}
                 }
                 if let Err(error) = result {
@@ -126,17 +100,14 @@ impl Case {
         }
         storage.crash(keep);
         let bytes = storage.bytes();
-        checker::check(&bytes).unwrap_or_else(|message| panic!("seed {}, cut {cut:?}: {message}", self.seed));
+        judge(&bytes).unwrap_or_else(|message| panic!("seed {}, cut {cut:?}: {message}", self.seed));
         let image = open(&storage, &Power::new(), size).unwrap();
-        for (number, (found, tags)) in read_all(&image).chunks_exact(512).zip(&model).enumerate() {
-            let matches = tags.iter().any(|tag| *found == sector(*tag, number as u64));
-            assert!(matches, "seed {}, cut {cut:?}, sector {number}: may be {tags:?}", self.seed);
-        }
+        model
+            .compare(&read_all(&image))
+            .unwrap_or_else(|message| panic!("seed {}, cut {cut:?}: {message}", self.seed));
         if self.with_snapshot {
-            for (number, found) in snapshot_of(&bytes, size).chunks_exact(512).enumerate() {
-                let same = *found == sector(1, number as u64);
-                assert!(same, "seed {}, cut {cut:?}, sector {number} of the snapshot", self.seed);
-            }
+            let same = snapshot_of(&bytes, size) == sectors(1, 0, self.sectors);
+            assert!(same, "seed {}, cut {cut:?}: the snapshot has changed", self.seed);
         }
         power.writes()
     }
