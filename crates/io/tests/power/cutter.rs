@@ -126,8 +126,7 @@ impl Cutter {
         let mut state = self.state();
         let (_keep, dir) = scratch();
         let path = dir.join("image");
-        let mut names: Vec<&str> =
-            state.expect.backings.iter().filter_map(|name| name.as_deref()).collect();
+        let mut names: Vec<&str> = state.expect.backings.iter().filter_map(|name| name.as_deref()).collect();
         names.extend(["base", "other"]);
         let base = state.expect.base.as_ref().map(|base| base.bytes()).unwrap_or_default();
         for name in names {
@@ -211,8 +210,7 @@ impl State {
     }
 
     fn open(&self, storage: &Arc<SimStorage>, size: u64) -> Result<Image> {
-        let mut layers =
-            vec![Layer { device: Arc::new(sim(storage, true)), format: Format::Qcow2, size }];
+        let mut layers = vec![Layer { device: Arc::new(sim(storage, true)), format: Format::Qcow2, size }];
         if let Some(base) = &self.expect.base {
             let size = base.bytes().len() as u64;
             layers.push(Layer { device: Arc::new(sim(base, false)), format: Format::Raw, size });

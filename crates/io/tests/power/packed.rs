@@ -39,6 +39,7 @@ fn open(storage: &Arc<SimStorage>, power: &Arc<Power>, size: u64) -> vdsmstore_i
 pub fn snapshot_of(bytes: &[u8], size: u64) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     let table = u64::from_be_bytes(bytes[64..72].try_into().unwrap()) as usize;
+    bytes[24..32].copy_from_slice(&size.to_be_bytes());
     bytes.copy_within(table + 8..table + 12, 36);
     bytes.copy_within(table..table + 8, 40);
     let device = SimDevice::new(storage_of(&bytes, 9), Power::new(), "snapshot".into(), false);

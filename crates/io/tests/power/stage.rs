@@ -52,7 +52,8 @@ impl Stage {
             autoclear: None,
         };
         // A larger file takes longer to look at.
-        let most = if size > MIB { 400 } else { 2500 };
+        let large = size > MIB || storage.bytes().get(23).is_some_and(|bits| *bits >= 16);
+        let most = if large { 400 } else { 2500 };
         Stage { name, cutter: Cutter::new(storage, expect, most), image: None, size, base, tag: 1 }
     }
 
@@ -192,13 +193,38 @@ impl Stage {
         self.cutter.expect(true, |expect| expect.backings = vec![name.map(Into::into)]);
     }
 
+    /// Small changes all over a part of the disk, on top of what the scenario has made.
+    fn play_on(&mut self) {
+        let mut random = Random::new(self.name.bytes().map(u64::from).sum());
+        let per_cluster = (1 << self.bytes()[23]) / SECTOR;
+        let area = (self.size / SECTOR).min(40 * per_cluster);
+        for step in 0..if self.size > MIB { 24 } else { 40 } * effort() {
+            let first = random.below(area);
+            let count = (1 + random.below(3)).min(area - first);
+            let whole = first / per_cluster * per_cluster;
+            match random.below(12) {
+                0..=3 => self.write(first, count),
+                4 => self.zero(first, count),
+                5 | 6 => self.discard(whole, (per_cluster * count).min(area - whole)),
+                7 => self.compress(whole, per_cluster.min(area - whole)),
+                8 if step % 3 == 0 => {
+                    self.flush();
+                    self.reopen();
+                }
+                _ => self.flush(),
+            }
+        }
+        self.flush();
+    }
+
     /// Ends the scenario: what was done, in one line.
     pub fn finish(mut self) {
+        self.play_on();
         self.image = None;
         let tracked = self.cutter.expect(false, |expect| expect.tracked.is_some());
         let counts = self.cutter.finish();
         println!("{:<34} {counts:?}", self.name);
-        assert!(counts.steps > 3 && counts.distinct > 8 && counts.shown > 5, "too little to be a test");
+        assert!(counts.steps > 20 && counts.distinct > 100 && counts.shown == 20, "too little to be a test");
         assert!(!tracked || counts.believed > 0 && counts.not_believed > 0);
     }
 }
