@@ -18,6 +18,6 @@ pub use device::{Device, DeviceExtent, DeviceId, FileDevice};
 pub use error::{Error, ErrorKind, Result};
 pub use execute::{Control, Outcome, compare, compress, diff, execute};
 pub use format::{Format, qcow2};
-pub use image::{Image, Layer};
+pub use image::{Image, ImageOptions, Layer};
 pub use map::{Run, RunKind, Runs};
 pub use plan::{Action, Move, Plan, Target};

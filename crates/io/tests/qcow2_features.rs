@@ -11,10 +11,14 @@ use std::sync::Arc;
 use common::packed::*;
 use common::*;
 use vdsmstore_io::qcow2::{self, visit_bitmap};
-use vdsmstore_io::{Device, Error, ErrorKind, FileDevice, Format, Image, RunKind};
+use vdsmstore_io::{Device, Error, ErrorKind, FileDevice, Format, Image, ImageOptions, Layer, RunKind};
 
 fn file(path: &Path) -> FileDevice {
     FileDevice::open(path, false).unwrap()
+}
+
+fn open_with_data(layers: Vec<Layer>, data_files: &[(usize, Arc<dyn Device>)]) -> Result<Image, Error> {
+    Image::open_with(layers, &ImageOptions { data_files, ..ImageOptions::default() })
 }
 
 /// Random commands to qemu-io, given to one process.
@@ -160,7 +164,7 @@ fn external_data_files() {
         let model = qemu_read(&path, "qcow2");
         let layers = || vec![layer(&path, Format::Qcow2, size, false)];
         let given: Arc<dyn Device> = Arc::new(file(&data));
-        let image = Image::open_with_data_files(layers(), &[(0, Arc::clone(&given))]).unwrap();
+        let image = open_with_data(layers(), &[(0, Arc::clone(&given))]).unwrap();
         pieces(&image, &model, &mut random);
         let on_data = image
             .runs(0, size)
@@ -183,7 +187,7 @@ fn external_data_files() {
             assert_eq!(error.kind(), ErrorKind::Unsupported);
             assert!(error.to_string().contains("data file"), "{error}");
         }
-        let swapped = Image::open_with_data_files(layers(), &[(0, Arc::new(file(&other)))]).unwrap();
+        let swapped = open_with_data(layers(), &[(0, Arc::new(file(&other)))]).unwrap();
         let at = image.runs(0, size).map(Result::unwrap).find(|r| matches!(r.kind, RunKind::Data { .. }));
         let mut buffer = [0; 512];
         swapped.read(at.unwrap().offset, &mut buffer).unwrap();
@@ -191,16 +195,16 @@ fn external_data_files() {
         for files in
             [vec![(1, Arc::clone(&given))], vec![(0, given.clone()), (1, Arc::new(file(&other)) as _)]]
         {
-            let error = Image::open_with_data_files(layers(), &files).unwrap_err();
+            let error = open_with_data(layers(), &files).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
         }
-        let same = Image::open_with_data_files(layers(), &[(0, Arc::new(file(&path)))]).unwrap_err();
+        let same = open_with_data(layers(), &[(0, Arc::new(file(&path)))]).unwrap_err();
         assert_eq!(same.kind(), ErrorKind::Corrupt);
     }
     // A data file that ends too early is an error, and a file for an image that wants none.
     let short = dir.join("short");
     std::fs::write(&short, []).unwrap();
-    let image = Image::open_with_data_files(
+    let image = open_with_data(
         vec![layer(&path, Format::Qcow2, 3 * MIB + 512, false)],
         &[(0, Arc::new(file(&short)))],
     )
@@ -208,7 +212,7 @@ fn external_data_files() {
     assert_eq!(image.read(0, &mut vec![0; 3 << 20]).unwrap_err().kind(), ErrorKind::Corrupt);
     create(&dir.join("plain"), MIB, None);
     let plain = vec![layer(&dir.join("plain"), Format::Qcow2, MIB, false)];
-    let error = Image::open_with_data_files(plain, &[(0, Arc::new(file(&other)))]).unwrap_err();
+    let error = open_with_data(plain, &[(0, Arc::new(file(&other)))]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
 }
 

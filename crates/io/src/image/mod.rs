@@ -14,8 +14,8 @@ use crate::{Device, Error, ErrorKind, Format, Result, Run, RunKind, Runs};
 
 /// Longer chains are refused.
 const MAX_LAYERS: usize = 256;
-/// Bytes of cached tables for a whole image.
-const TABLE_BUDGET: u64 = 8 << 20;
+/// Bytes of cached tables and decompressed clusters for a whole image, unless the caller says otherwise.
+const MEMORY: u64 = 16 << 20;
 /// Raw files may end anywhere in the last of these.
 const RAW_BLOCK: u64 = 512;
 
@@ -30,6 +30,20 @@ pub struct Layer {
     /// through the layer above; beyond it are zeroes. The top layer may be longer: [`Image::grow`] hides what
     /// is there.
     pub size: u64,
+}
+
+/// How an image is opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ImageOptions<'a> {
+    /// The top layer is to be written.
+    pub writable: bool,
+    /// The files that hold the data of layers whose headers say that it lies elsewhere: each with the layer's number,
+    /// counted from the top. The names in the headers count for nothing.
+    pub data_files: &'a [(usize, Arc<dyn Device>)],
+    /// Bytes that cached tables and decompressed clusters of all layers together may take, about; 16 MiB if it is not
+    /// said. What is needed at any moment has room however little it is. The L1 and refcount tables come on top: 8 bytes
+    /// for each 512 MiB of the disk, and each 2 GiB of the file, with clusters of 64 KiB.
+    pub memory: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -84,25 +98,15 @@ impl Image {
     /// or a qcow2 layer smaller than its `size`. `ShortRead`: a raw device shorter than its `size`, the last
     /// 512-byte block apart.
     pub fn open(layers: Vec<Layer>, writable: bool) -> Result<Image> {
-        Self::open_layers(layers, &[], writable)
+        Self::open_with(layers, &ImageOptions { writable, ..ImageOptions::default() })
     }
 
-    /// Opens for reading as [`Image::open`] does, with the files that hold the data of layers whose headers say that
-    /// it lies elsewhere: each with the layer's number. The names in the headers count for nothing.
+    /// Opens the layers as [`Image::open`] does, with more to choose.
     ///
-    /// Also `InvalidInput`: a data file for a layer that has none, or that is not there.
-    pub fn open_with_data_files(
-        layers: Vec<Layer>,
-        data_files: &[(usize, Arc<dyn Device>)],
-    ) -> Result<Image> {
-        Self::open_layers(layers, data_files, false)
-    }
-
-    fn open_layers(
-        layers: Vec<Layer>,
-        data_files: &[(usize, Arc<dyn Device>)],
-        writable: bool,
-    ) -> Result<Image> {
+    /// Also `InvalidInput`: a data file for a layer that has none, or that is not there; `Unsupported`: one for the top
+    /// layer, and `writable`.
+    pub fn open_with(layers: Vec<Layer>, options: &ImageOptions<'_>) -> Result<Image> {
+        let ImageOptions { writable, data_files, memory } = *options;
         let invalid = |message| Err(Error::new(ErrorKind::InvalidInput, message));
         if layers.is_empty() {
             return invalid("an image needs a layer");
@@ -121,7 +125,7 @@ impl Image {
             let name = layers[0].device.name();
             return Err(Error::new(ErrorKind::Corrupt, "the chain contains a volume twice").with_path(name));
         }
-        let budget = TABLE_BUDGET / layers.len() as u64;
+        let memory = memory.unwrap_or(MEMORY) / layers.len() as u64;
         let count = layers.len();
         let mut opened = Vec::with_capacity(count);
         for (index, Layer { device, format, size }) in layers.into_iter().enumerate() {
@@ -143,7 +147,7 @@ impl Image {
                     let data = data_files.iter().find(|(layer, _)| *layer == index);
                     let data = data.map(|(_, device)| Arc::clone(device));
                     let writable = writable && index == 0;
-                    let image = Qcow2::open(Arc::clone(&device), data, writable, below, budget)?;
+                    let image = Qcow2::open(Arc::clone(&device), data, writable, below, memory)?;
                     if image.size()? < size {
                         return Err(Error::new(
                             ErrorKind::Corrupt,

@@ -60,7 +60,7 @@ impl Image {
         Ok(top)
     }
 
-    /// Calls `work` for the parts of the range that lie under one L2 table each, with flushes kept out; flushes
+    /// Calls `work` for the parts of the range that lie under one slice of an L2 table each, with flushes kept out; flushes
     /// between them when too many tables have changed.
     pub(super) fn each_part(
         &self,
@@ -75,7 +75,7 @@ impl Image {
             if image.is_crowded()? {
                 self.flush()?;
             }
-            let part = (image.coverage() - at % image.coverage()).min(end - at);
+            let part = (image.slice_coverage() - at % image.slice_coverage()).min(end - at);
             let _guard = self.enter();
             work(at, part)?;
             at += part;

@@ -405,6 +405,28 @@ fn entries_in_one_sector() {
     stage.finish();
 }
 
+/// More tables change than the cache may hold: it is flushed in the middle of a request.
+#[test]
+fn flush_for_want_of_room() {
+    let mut stage = Stage::new("flush for want of room", "cluster_size=512", 512 * KIB, false);
+    stage.write(0, 1);
+    stage.memory = Some(0);
+    stage.arm();
+    let before = stage.field(L1);
+    let first = stage.bytes()[before as usize..][..128].to_vec();
+    // One table to 64 sectors.
+    for table in 1..9 {
+        stage.write(64 * table + 3, 1);
+    }
+    stage.write(700, 70);
+    let now = &stage.bytes()[before as usize..][..128];
+    assert_ne!(now, first, "there was no flush");
+    stage.flush();
+    stage.zero(60, 200);
+    stage.flush();
+    stage.finish();
+}
+
 fn narrow(name: &'static str, bits: u32) {
     let options = format!("cluster_size=512,refcount_bits={bits}");
     let mut stage = Stage::new(name, &options, 64 * KIB, false);

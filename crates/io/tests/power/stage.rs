@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use vdsmstore_io::qcow2::{self, Backing};
-use vdsmstore_io::{Format, Image, Layer, SimStorage};
+use vdsmstore_io::{Format, Image, ImageOptions, Layer, SimStorage};
 
 use crate::common::*;
 use crate::content::{Model, SECTOR, sectors};
@@ -20,6 +20,8 @@ pub struct Stage {
     size: u64,
     base: Option<Arc<SimStorage>>,
     tag: u64,
+    /// Bytes that its tables may take, if they are few.
+    pub memory: Option<u64>,
 }
 
 impl Stage {
@@ -54,7 +56,15 @@ impl Stage {
         // A larger file takes longer to look at.
         let large = size > MIB || storage.bytes().get(23).is_some_and(|bits| *bits >= 16);
         let most = if large { 400 } else { 2500 };
-        Stage { name, cutter: Cutter::new(storage, expect, most), image: None, size, base, tag: 1 }
+        Stage {
+            name,
+            cutter: Cutter::new(storage, expect, most),
+            image: None,
+            size,
+            base,
+            tag: 1,
+            memory: None,
+        }
     }
 
     pub fn bytes(&self) -> Vec<u8> {
@@ -122,7 +132,8 @@ impl Stage {
 
     pub fn image(&mut self) -> &Image {
         if self.image.is_none() {
-            self.image = Some(Image::open(self.layers(), true).unwrap());
+            let options = ImageOptions { writable: true, memory: self.memory, ..ImageOptions::default() };
+            self.image = Some(Image::open_with(self.layers(), &options).unwrap());
         }
         self.image.as_ref().unwrap()
     }

@@ -5,10 +5,9 @@ use std::sync::atomic::Ordering;
 use super::header::MAX_REFTABLE_BYTES;
 use super::mapping::Qcow2;
 use super::refcount::Writer;
-use super::table::Table;
 use crate::{Error, ErrorKind, Result};
 
-/// Reading one refcount block in search of free clusters is paid for by allocating that many.
+/// Reading a part of a refcount block in search of free clusters is paid for by allocating that many.
 pub(super) const SCAN_COST: u64 = 256;
 /// Host offsets must stay below 2^56.
 const MAX_HOST: u64 = 1 << 56;
@@ -77,24 +76,24 @@ impl Qcow2 {
 
     /// Looks for free clusters below the high water mark, as far as that is paid for.
     fn reserve_freed(&self, writer: &mut Writer, want: u64) -> Result<Option<Extent>> {
-        let (per_block, bits) = (self.per_block(), self.header.refcount_bits);
+        let (per_slice, bits) = (self.counts_per_slice(), self.header.refcount_bits);
         while writer.cursor < writer.high_water {
-            let block = writer.cursor / per_block;
-            let end = ((block + 1) * per_block).min(writer.high_water);
+            let (slice, block) = (writer.cursor / per_slice, writer.cursor / self.per_block());
             if writer.table.get(block as usize).is_none_or(|entry| *entry == 0) {
-                writer.cursor = end;
+                writer.cursor = ((block + 1) * self.per_block()).min(writer.high_water);
                 continue;
             }
-            if !writer.blocks.contains(block) {
+            let end = ((slice + 1) * per_slice).min(writer.high_water);
+            if !writer.blocks.contains(slice) {
                 if writer.credit < SCAN_COST {
                     return Ok(None);
                 }
                 writer.credit -= SCAN_COST;
             }
-            self.load_block(writer, block)?;
-            let Some(table) = writer.blocks.get(block) else { return Ok(None) };
-            let is_free = |cluster: &u64| table.get((cluster % per_block) as usize, bits) == 0;
-            let Some(start) = (writer.cursor..end).find(is_free) else {
+            let cursor = writer.cursor;
+            let Some(counts) = self.counts(writer, slice)? else { return Ok(None) };
+            let is_free = |cluster: &u64| counts.get((cluster % per_slice) as usize, bits) == 0;
+            let Some(start) = (cursor..end).find(is_free) else {
                 writer.cursor = end;
                 continue;
             };
@@ -135,7 +134,7 @@ impl Qcow2 {
         };
         *entry = offset;
         writer.table_dirty.mark(block as usize * 8);
-        writer.blocks.insert(block, Table::new(offset, self.cluster_size() as usize, fresh));
+        writer.blocks.add(block, offset, fresh);
         writer.metadata.insert(cluster);
         writer.high_water += 1;
         if writer.cursor == cluster {

@@ -2,6 +2,7 @@
 
 use super::header::{AUTOCLEAR_BITMAPS, Extension, Header, be32, be64, corrupt, unsupported};
 use super::mapping::OFFSET_MASK;
+use super::table::read_entries;
 use crate::{Device, Error, ErrorKind, Result};
 
 /// QEMU's limits: number, directory, name, granularity.
@@ -202,9 +203,7 @@ pub(super) fn check_table(device: &dyn Device, header: &Header, entry: &Entry) -
 pub(super) fn read_table(device: &dyn Device, header: &Header, entry: &Entry) -> Result<Vec<u64>> {
     check_table(device, header, entry)?;
     let (cluster_size, length) = (header.cluster_size(), device.len()?);
-    let mut bytes = vec![0; (entry.table_entries * 8) as usize];
-    device.read_at(entry.table, &mut bytes)?;
-    let table: Vec<u64> = bytes.chunks_exact(8).filter_map(|entry| be64(entry, 0)).collect();
+    let table = read_entries(device, entry.table, entry.table_entries)?;
     for place in &table {
         let offset = place & OFFSET_MASK;
         let impossible = place & !(OFFSET_MASK | ALL_ONES) != 0 || offset != 0 && place & ALL_ONES != 0;

@@ -44,8 +44,8 @@ impl Qcow2 {
 
     /// So much waits in memory that it should be flushed before more is added.
     pub fn is_crowded(&self) -> Result<bool> {
-        /// A million clusters given up take 8 MiB.
-        const MAX_PENDING: usize = 1 << 20;
+        /// So many clusters given up take 2 MiB.
+        const MAX_PENDING: usize = 1 << 18;
         let meta = self.lock()?;
         let writer = meta.writer.as_ref();
         Ok(meta.l2.is_crowded()
@@ -66,7 +66,7 @@ impl Qcow2 {
         self.store_bits(writer)?;
 
         // (a) What nothing refers to yet: data (written already), refcounts, new tables.
-        writer.blocks.write(device, |_| true)?;
+        writer.blocks.write(device)?;
         if writer.table_moved {
             self.write_moved(&writer.table, writer.table_offset, writer.table_fresh)?;
         }
@@ -75,7 +75,7 @@ impl Qcow2 {
             self.write_moved(l1, *l1_offset, false)?;
             l1_dirty.clear();
         }
-        l2.write(device, |table| table.new)?;
+        l2.write_new(device)?;
         // A table whose last sectors were never written must still be read as a whole.
         let end = writer.high_water * self.cluster_size();
         if device.len()? < end {
@@ -100,7 +100,7 @@ impl Qcow2 {
         }
 
         // (c) What makes data and L2 tables reachable, or lets go of them.
-        let tables = l2.write(device, |_| true)?;
+        let tables = l2.write(device)?;
         if !l1_dirty.is_clean() {
             self.write_entries(l1, l1_dirty, *l1_offset)?;
         }
@@ -138,10 +138,10 @@ impl Qcow2 {
         for (cluster, packed) in pending.chain(packed) {
             self.lower(writer, cluster, packed)?;
             if writer.blocks.is_crowded() {
-                writer.blocks.write(device, |_| true)?;
+                writer.blocks.write(device)?;
             }
         }
-        writer.blocks.write(device, |_| true)?;
+        writer.blocks.write(device)?;
         Ok(())
     }
 

@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use super::compressed::{Packed, Unpacker};
-use super::header::{Header, be64, corrupt, unsupported};
+use super::header::{Header, corrupt, unsupported};
 use super::packed::Packer;
 use super::refcount::Writer;
-use super::table::{Cache, SECTOR, Sectors, Table};
+use super::table::{Cache, SECTOR, Sectors, Slice, read_entries, slice_length};
 use crate::{Device, Error, ErrorKind, Result};
 
 /// Bits 9 to 55 of table entries.
@@ -63,7 +63,7 @@ pub(super) struct Meta {
     /// L1 was moved to `l1_offset`, but the header does not say so yet.
     pub l1_moved: bool,
     pub l1_dirty: Sectors,
-    /// L2 tables by their index in L1.
+    /// L2 tables by their index in L1, in slices.
     pub l2: Cache,
     /// Present if the image was opened for writing.
     pub writer: Option<Writer>,
@@ -92,14 +92,14 @@ pub(crate) struct Qcow2 {
 }
 
 impl Qcow2 {
-    /// Opens the image; `budget` is the number of bytes that its cached tables may take. The data file is the
-    /// caller's choice, whatever name the header has.
+    /// Opens the image; `memory` is the number of bytes that its cached tables and decompressed clusters may take. The
+    /// data file is the caller's choice, whatever name the header has.
     pub fn open(
         device: Arc<dyn Device>,
         data_file: Option<Arc<dyn Device>>,
         writable: bool,
         has_below: bool,
-        budget: u64,
+        memory: u64,
     ) -> Result<Qcow2> {
         let header = Header::read(&*device)?;
         let refuse = |message| Err(unsupported(&*device, message));
@@ -121,13 +121,11 @@ impl Qcow2 {
             return refuse("writing to an image with extended L2 entries (subclusters)");
         }
         let length = device.len()?;
-        let mut bytes = vec![0; (header.l1_entries * 8) as usize];
-        device.read_at(header.l1_offset, &mut bytes)?;
-        let l1: Vec<u64> = bytes.chunks_exact(8).filter_map(|entry| be64(entry, 0)).collect();
-        drop(bytes);
-        let tables = ((budget >> header.cluster_bits) as usize).max(8);
+        let l1 = read_entries(&*device, header.l1_offset, header.l1_entries)?;
+        // What is read most often gets the larger half.
+        let quarter = memory / 4;
         let writer =
-            if writable { Some(Writer::open(&*device, &header, &l1, length, tables)?) } else { None };
+            if writable { Some(Writer::open(&*device, &header, &l1, length, quarter)?) } else { None };
         Ok(Qcow2 {
             tracks: writer.as_ref().is_some_and(|writer| writer.tracking.is_some()),
             explicit_zero: has_below || header.backing.is_some(),
@@ -137,10 +135,10 @@ impl Qcow2 {
                 l1_offset: header.l1_offset,
                 l1_moved: false,
                 l1_dirty: Sectors::default(),
-                l2: Cache::new(tables),
+                l2: Cache::new(if writable { 2 * quarter } else { 3 * quarter }, header.cluster_size()),
                 writer,
             }),
-            unpacker: Unpacker::new(budget, header.cluster_size()),
+            unpacker: Unpacker::new(quarter, header.cluster_size()),
             packer: Packer::default(),
             known_length: AtomicU64::new(data_file.as_ref().map_or(Ok(length), |data| data.len())?),
             device,
@@ -163,6 +161,21 @@ impl Qcow2 {
     /// Guest bytes under one L2 table.
     pub fn coverage(&self) -> u64 {
         self.cluster_size() * self.header.l2_entries()
+    }
+
+    /// Guest bytes under one slice of an L2 table.
+    pub fn slice_coverage(&self) -> u64 {
+        self.cluster_size() * self.slice_entries()
+    }
+
+    /// Entries in a slice of an L2 table.
+    pub(super) fn slice_entries(&self) -> u64 {
+        self.header.l2_entries() * slice_length(self.cluster_size()) / self.cluster_size()
+    }
+
+    /// Slices in an L2 table.
+    pub(super) fn slices(&self) -> u64 {
+        self.cluster_size() / slice_length(self.cluster_size())
     }
 
     pub(super) fn corrupt(&self, message: &'static str) -> Error {
@@ -192,23 +205,24 @@ impl Qcow2 {
         Ok(end <= now)
     }
 
-    /// The index into L1 and into L2 of a guest offset.
+    /// The number of the L2 slice of a guest offset, and the index into it.
     pub(super) fn indexes(&self, offset: u64) -> (u64, usize) {
         let cluster = offset >> self.header.cluster_bits;
-        let entries = self.header.l2_entries();
+        let entries = self.slice_entries();
         (cluster / entries, (cluster % entries) as usize)
     }
 
-    /// The L2 table with that number; `None` if there is none.
-    pub(super) fn l2<'a>(&self, meta: &'a mut Meta, index: u64) -> Result<Option<&'a Table>> {
-        let Some(entry) = meta.l1.get(index as usize) else {
+    /// The slice of an L2 table with that number; `None` if there is no table.
+    pub(super) fn l2<'a>(&self, meta: &'a mut Meta, slice: u64) -> Result<Option<&'a Slice>> {
+        let table = slice / self.slices();
+        let Some(entry) = meta.l1.get(table as usize) else {
             return Err(self.corrupt("offset beyond the L1 table"));
         };
         let offset = entry & OFFSET_MASK;
         if offset == 0 {
             return Ok(None);
         }
-        if !meta.l2.contains(index) {
+        if !meta.l2.contains(slice) && !meta.l2.is_new(table) {
             let length = self.cluster_size();
             if !offset.is_multiple_of(length) {
                 return Err(self
@@ -224,9 +238,8 @@ impl Qcow2 {
             if !is_inside {
                 return Err(self.corrupt("an L2 table lies outside the file").with_range(offset, length));
             }
-            meta.l2.insert(index, Table::read(&*self.device, offset, length as usize)?);
         }
-        Ok(meta.l2.get(index))
+        meta.l2.load(&*self.device, slice, offset)
     }
 
     pub(super) fn decode(&self, entry: u64) -> Result<Cluster> {
@@ -259,8 +272,8 @@ impl Qcow2 {
         if self.header.extended_l2 { 32 } else { 1 }
     }
 
-    /// What a table says of one grain, counted from the table's begin.
-    fn grain(&self, table: &Table, at: u64) -> Result<Piece> {
+    /// What a table says of one grain, counted from the slice's begin.
+    fn grain(&self, table: &Slice, at: u64) -> Result<Piece> {
         let index = (at / self.grains()) as usize;
         if !self.header.extended_l2 {
             return Ok(match self.decode(table.get64(index))? {
@@ -288,12 +301,12 @@ impl Qcow2 {
     /// The first piece at `offset`, at most `length` bytes (not 0, within the virtual size).
     pub fn map(&self, offset: u64, length: u64) -> Result<(Piece, u64)> {
         let mut meta = self.lock()?;
-        let (index, within) = self.indexes(offset);
+        let (slice, within) = self.indexes(offset);
         let cluster_size = self.cluster_size();
-        let Some(table) = self.l2(&mut meta, index)? else {
+        let Some(table) = self.l2(&mut meta, slice)? else {
             let coverage = self.coverage();
-            let mut end = (index + 1) * coverage;
-            let mut next = index as usize + 1;
+            let mut next = (slice / self.slices()) as usize + 1;
+            let mut end = next as u64 * coverage;
             while end - offset < length && meta.l1.get(next).is_some_and(|entry| entry & OFFSET_MASK == 0) {
                 end += coverage;
                 next += 1;
@@ -311,7 +324,7 @@ impl Qcow2 {
         }
         let mut have = grain_size - skip;
         let mut count = 1;
-        for at in start + 1..self.header.l2_entries() * grains {
+        for at in start + 1..self.slice_entries() * grains {
             if have >= length {
                 break;
             }

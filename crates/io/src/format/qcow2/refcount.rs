@@ -6,10 +6,10 @@
 use std::collections::HashSet;
 
 use super::alloc::SCAN_COST;
-use super::header::{AUTOCLEAR_BITMAPS, Header, be64, corrupt, unsupported};
+use super::header::{AUTOCLEAR_BITMAPS, Header, corrupt, unsupported};
 use super::mapping::{COPIED, OFFSET_MASK, Qcow2};
 use super::snapshots;
-use super::table::{Cache, Sectors, Table};
+use super::table::{Cache, Sectors, Slice, read_entries, slice_length};
 use super::tracking::Tracking;
 use crate::{Device, Result};
 
@@ -61,7 +61,7 @@ impl Writer {
         header: &Header,
         l1: &[u64],
         length: u64,
-        tables: usize,
+        budget: u64,
     ) -> Result<Writer> {
         let refuse = |message| Err(unsupported(device, message));
         if header.version != 3 {
@@ -71,10 +71,8 @@ impl Writer {
             return refuse("writing to an image that is marked dirty or corrupt");
         }
         let cluster_size = header.cluster_size();
-        let mut bytes = vec![0; (header.reftable_clusters * cluster_size) as usize];
-        device.read_at(header.reftable_offset, &mut bytes)?;
-        let table: Vec<u64> = bytes.chunks_exact(8).filter_map(|entry| be64(entry, 0)).collect();
-        drop(bytes);
+        let table =
+            read_entries(device, header.reftable_offset, header.reftable_clusters * cluster_size / 8)?;
 
         let mut metadata = HashSet::new();
         metadata.insert(0);
@@ -132,9 +130,7 @@ impl Writer {
                 if !claim(snapshot.l1_offset, bytes.div_ceil(cluster_size)) {
                     return Err(corrupt(device, clash));
                 }
-                let mut entries = vec![0; bytes as usize];
-                device.read_at(snapshot.l1_offset, &mut entries)?;
-                for entry in entries.chunks_exact(8).filter_map(|entry| be64(entry, 0)) {
+                for entry in read_entries(device, snapshot.l1_offset, snapshot.l1_entries)? {
                     let offset = entry & OFFSET_MASK;
                     if offset == 0 {
                         continue;
@@ -160,7 +156,7 @@ impl Writer {
             table_dirty: Sectors::default(),
             table_moved: false,
             table_fresh: false,
-            blocks: Cache::new(tables),
+            blocks: Cache::new(budget, cluster_size),
             high_water: 0,
             fresh_from: length.div_ceil(cluster_size),
             cursor: 0,
@@ -184,11 +180,12 @@ impl Writer {
         let cluster_size = header.cluster_size();
         let per_block = header.per_block();
         for (index, entry) in self.table.iter().enumerate().rev().filter(|(_, entry)| **entry != 0) {
-            let block = Table::read(device, *entry, cluster_size as usize)?;
-            if let Some(last) =
-                (0..per_block as usize).rev().find(|i| block.get(*i, header.refcount_bits) != 0)
-            {
-                self.high_water = index as u64 * per_block + last as u64 + 1;
+            let mut bytes = vec![0; cluster_size as usize];
+            device.read_at(*entry, &mut bytes)?;
+            if let Some((at, byte)) = bytes.iter().enumerate().rfind(|(_, byte)| **byte != 0) {
+                // Numbers under a byte begin at its low end.
+                let bit = at as u64 * 8 + if header.refcount_bits < 8 { u64::from(byte.ilog2()) } else { 0 };
+                self.high_water = index as u64 * per_block + bit / u64::from(header.refcount_bits) + 1;
                 break;
             }
         }
@@ -205,38 +202,33 @@ impl Qcow2 {
         self.header.per_block()
     }
 
-    /// Brings a refcount block into the cache; `false`: there is none.
-    pub(super) fn load_block(&self, writer: &mut Writer, block: u64) -> Result<bool> {
-        let offset = writer.table.get(block as usize).copied().unwrap_or(0);
-        if offset == 0 {
-            return Ok(false);
-        }
-        if !writer.blocks.contains(block) {
+    /// Refcounts that are cached together.
+    pub(super) fn counts_per_slice(&self) -> u64 {
+        slice_length(self.cluster_size()) * 8 / u64::from(self.header.refcount_bits)
+    }
+
+    /// Part of a refcount block, by its number among all such parts; `None`: there is no block.
+    pub(super) fn counts<'a>(&self, writer: &'a mut Writer, slice: u64) -> Result<Option<&'a Slice>> {
+        let block = slice / writer.blocks.per_table();
+        match writer.table.get(block as usize) {
+            None | Some(0) => Ok(None),
             // Alignment and place were checked at open.
-            let table = Table::read(&*self.device, offset, self.cluster_size() as usize)?;
-            writer.blocks.insert(block, table);
+            Some(offset) => writer.blocks.load(&*self.device, slice, *offset),
         }
-        Ok(true)
     }
 
     pub(super) fn refcount(&self, writer: &mut Writer, cluster: u64) -> Result<u64> {
-        let block = cluster / self.per_block();
-        if !self.load_block(writer, block)? {
-            return Ok(0);
-        }
-        let (at, bits) = ((cluster % self.per_block()) as usize, self.header.refcount_bits);
-        Ok(writer.blocks.get(block).map_or(0, |table| table.get(at, bits)))
+        let (slice, at) = (cluster / self.counts_per_slice(), cluster % self.counts_per_slice());
+        let counts = self.counts(writer, slice)?;
+        Ok(counts.map_or(0, |counts| counts.get(at as usize, self.header.refcount_bits)))
     }
 
     pub(super) fn set_refcount(&self, writer: &mut Writer, cluster: u64, value: u64) -> Result<()> {
-        let block = cluster / self.per_block();
-        let (at, bits) = ((cluster % self.per_block()) as usize, self.header.refcount_bits);
+        let (slice, at) = (cluster / self.counts_per_slice(), cluster % self.counts_per_slice());
         let missing = || self.corrupt("a cluster in use has no refcount");
-        if !self.load_block(writer, block)? {
-            return Err(missing());
-        }
-        let (at, bytes) = writer.blocks.get(block).ok_or_else(missing)?.patch(at, bits, value);
-        if writer.blocks.set(block, at, &bytes) { Ok(()) } else { Err(missing()) }
+        let counts = self.counts(writer, slice)?.ok_or_else(missing)?;
+        let (at, bytes) = counts.patch(at as usize, self.header.refcount_bits, value);
+        if writer.blocks.set(slice, at, &bytes) { Ok(()) } else { Err(missing()) }
     }
 
     /// Lowers a refcount by one; a cluster that falls to 0 may be handed out again from now on.

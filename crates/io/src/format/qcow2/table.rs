@@ -1,12 +1,35 @@
-//! Tables of big-endian numbers, one cluster each, that know which of their sectors changed; and the bounded
-//! cache that holds them.
+//! Tables of big-endian numbers, one cluster each, of which a bounded cache holds slices that know which of their sectors
+//! changed.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
 
 use crate::{Device, Result};
 
 pub(super) const SECTOR: usize = 512;
+/// Of larger tables only a part of that size is read and kept: 128 MiB of the disk with clusters of 64 KiB, 4 GiB with
+/// 2 MiB. Small enough to keep many places of a large disk in mind, large enough to be worth a request.
+const SLICE: usize = 16 << 10;
+/// A cache has room for that many, however small its budget.
+const MIN_SLICES: usize = 8;
+
+/// Bytes of a table that are cached together, for tables of that length.
+pub(super) fn slice_length(table: u64) -> u64 {
+    table.min(SLICE as u64)
+}
+
+/// So many big-endian 64-bit numbers from that offset on, read piece by piece.
+pub(super) fn read_entries(device: &dyn Device, mut offset: u64, count: u64) -> Result<Vec<u64>> {
+    let mut entries = Vec::with_capacity(count as usize);
+    let mut bytes = vec![0; (count as usize * 8).min(1 << 20)];
+    while (entries.len() as u64) < count {
+        let length = bytes.len().min((count as usize - entries.len()) * 8);
+        device.read_at(offset, &mut bytes[..length])?;
+        entries.extend(bytes[..length].chunks_exact(8).filter_map(|entry| super::header::be64(entry, 0)));
+        offset += length as u64;
+    }
+    Ok(entries)
+}
 
 /// The set of changed 512-byte sectors of one table.
 #[derive(Clone, Debug, Default)]
@@ -50,50 +73,21 @@ impl Sectors {
     }
 }
 
-/// One cluster of entries.
+/// A part of a table.
 #[derive(Debug)]
-pub(super) struct Table {
+pub(super) struct Slice {
     /// Where it lies in the file.
-    pub offset: u64,
+    offset: u64,
     /// Its bytes as they are to be.
     bytes: Vec<u8>,
     /// What differs from the file.
     dirty: Sectors,
-    /// Not written yet, and nothing on the device refers to it yet.
-    pub new: bool,
-    /// Its cluster reads as zeroes on the device (only for new ones).
-    fresh: bool,
     /// Looked at since the clock's hand passed.
     used: bool,
 }
 
-impl Table {
-    pub fn read(device: &dyn Device, offset: u64, length: usize) -> Result<Table> {
-        let mut bytes = vec![0; length];
-        device.read_at(offset, &mut bytes)?;
-        Ok(Table { offset, bytes, dirty: Sectors::default(), new: false, fresh: false, used: true })
-    }
-
-    pub fn new(offset: u64, length: usize, fresh: bool) -> Table {
-        Table { offset, bytes: vec![0; length], dirty: Sectors::default(), new: true, fresh, used: true }
-    }
-
-    /// A table with that content that nothing refers to yet.
-    pub fn copy(offset: u64, bytes: &[u8], fresh: bool) -> Table {
-        let mut table = Table::new(offset, bytes.len(), fresh);
-        for (index, sector) in bytes.chunks(SECTOR).enumerate() {
-            if sector.iter().any(|byte| *byte != 0) {
-                table.set(index * SECTOR, sector);
-            }
-        }
-        table
-    }
-
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    /// The 64-bit entry; indexes come from offsets within the table, so that one outside reads as 0.
+impl Slice {
+    /// The 64-bit entry; indexes come from offsets within the slice, so that one outside reads as 0.
     pub fn get64(&self, index: usize) -> u64 {
         super::header::be64(&self.bytes, index * 8).unwrap_or(0)
     }
@@ -129,45 +123,104 @@ impl Table {
         }
     }
 
-    /// Writes what changed, of a new table everything; it is clean and no longer new afterwards.
+    /// Writes what changed; it is clean afterwards.
     fn write(&mut self, device: &dyn Device) -> Result<()> {
-        if self.new && !self.fresh {
-            device.write_zeroes(self.offset, self.bytes.len() as u64)?;
-        }
         for range in self.dirty.ranges(self.bytes.len()) {
             device.write_at(self.offset + range.start as u64, &self.bytes[range])?;
         }
         self.dirty.clear();
-        self.new = false;
         Ok(())
     }
 }
 
-/// Tables by number, within a budget; changed ones stay until they are written.
+/// A table that nothing on the device refers to yet. What is not in the cache of it is zeroes.
+#[derive(Debug)]
+struct New {
+    offset: u64,
+    /// Its cluster reads as zeroes on the device.
+    fresh: bool,
+}
+
+/// Slices of tables by number, within a budget; changed ones stay until they are written. The slices of the first table
+/// come first, then those of the second.
 #[derive(Debug)]
 pub(super) struct Cache {
-    tables: HashMap<u64, Table>,
-    /// The clock: keys in the order in which they will be looked at for eviction.
+    slices: HashMap<u64, Slice>,
+    /// The clock: numbers in the order in which they will be looked at for eviction.
     clock: VecDeque<u64>,
-    /// How many tables may stay.
+    /// How many slices may stay.
     budget: usize,
-    /// How many are dirty or new.
+    /// How many differ from the file.
     dirty: usize,
+    /// Tables that are not on the device yet, by their number.
+    new: BTreeMap<u64, New>,
+    /// Bytes of a table, and of a slice.
+    table_length: u64,
+    slice_length: u64,
 }
 
 impl Cache {
-    pub fn new(budget: usize) -> Cache {
-        Cache { tables: HashMap::new(), clock: VecDeque::new(), budget, dirty: 0 }
+    /// For tables of that length; `budget` in bytes.
+    pub fn new(budget: u64, table_length: u64) -> Cache {
+        let slice_length = slice_length(table_length);
+        Cache {
+            slices: HashMap::new(),
+            clock: VecDeque::new(),
+            budget: ((budget / slice_length) as usize).max(MIN_SLICES),
+            dirty: 0,
+            new: BTreeMap::new(),
+            table_length,
+            slice_length,
+        }
     }
 
-    pub fn contains(&self, key: u64) -> bool {
-        self.tables.contains_key(&key)
+    /// Slices in a table.
+    pub fn per_table(&self) -> u64 {
+        self.table_length / self.slice_length
     }
 
-    pub fn get(&mut self, key: u64) -> Option<&Table> {
-        let table = self.tables.get_mut(&key)?;
-        table.used = true;
-        Some(table)
+    pub fn contains(&self, number: u64) -> bool {
+        self.slices.contains_key(&number)
+    }
+
+    pub fn get(&mut self, number: u64) -> Option<&Slice> {
+        let slice = self.slices.get_mut(&number)?;
+        slice.used = true;
+        Some(slice)
+    }
+
+    /// Begins a table of zeroes; `fresh`: its cluster has never been written.
+    pub fn add(&mut self, table: u64, offset: u64, fresh: bool) {
+        self.new.insert(table, New { offset, fresh });
+    }
+
+    pub fn is_new(&self, table: u64) -> bool {
+        self.new.contains_key(&table)
+    }
+
+    /// Forgets what is known of a table in which nothing has changed: it has another place now.
+    pub fn forget(&mut self, table: u64) {
+        let first = table * self.per_table();
+        for number in first..first + self.per_table() {
+            self.slices.remove(&number);
+        }
+        self.clock.retain(|number| *number / (self.table_length / self.slice_length) != table);
+    }
+
+    /// Brings a slice here, if it is not yet: with one read. Its table lies at `table_offset`.
+    pub fn load(&mut self, device: &dyn Device, number: u64, table_offset: u64) -> Result<Option<&Slice>> {
+        if !self.contains(number) {
+            let (table, at) = (number / self.per_table(), number % self.per_table());
+            let offset = table_offset + at * self.slice_length;
+            let mut bytes = vec![0; self.slice_length as usize];
+            if !self.is_new(table) {
+                device.read_at(offset, &mut bytes)?;
+            }
+            self.make_room();
+            self.slices.insert(number, Slice { offset, bytes, dirty: Sectors::default(), used: true });
+            self.clock.push_back(number);
+        }
+        Ok(self.get(number))
     }
 
     /// So many are dirty that they should be written.
@@ -175,50 +228,62 @@ impl Cache {
         self.dirty * 4 >= self.budget * 3
     }
 
-    pub fn insert(&mut self, key: u64, table: Table) {
-        self.make_room();
-        self.dirty += usize::from(table.new);
-        if self.tables.insert(key, table).is_none() {
-            self.clock.push_back(key);
-        }
-    }
-
     fn make_room(&mut self) {
         let mut steps = self.clock.len() * 2;
-        while self.tables.len() >= self.budget && steps > 0 {
+        while self.slices.len() >= self.budget && steps > 0 {
             steps -= 1;
-            let Some(key) = self.clock.pop_front() else { return };
-            let Some(table) = self.tables.get_mut(&key) else { continue };
-            if table.used || table.new || !table.dirty.is_clean() {
-                table.used = false;
-                self.clock.push_back(key);
+            let Some(number) = self.clock.pop_front() else { return };
+            let Some(slice) = self.slices.get_mut(&number) else { continue };
+            if slice.used || !slice.dirty.is_clean() {
+                slice.used = false;
+                self.clock.push_back(number);
             } else {
-                self.tables.remove(&key);
+                self.slices.remove(&number);
             }
         }
     }
 
-    /// Changes bytes of a table that is here; `false`: it is not.
-    pub fn set(&mut self, key: u64, at: usize, value: &[u8]) -> bool {
-        let Some(table) = self.tables.get_mut(&key) else { return false };
-        if !table.new && table.dirty.is_clean() {
+    /// Changes bytes of a slice that is here; `false`: it is not.
+    pub fn set(&mut self, number: u64, at: usize, value: &[u8]) -> bool {
+        let Some(slice) = self.slices.get_mut(&number) else { return false };
+        if slice.dirty.is_clean() {
             self.dirty += 1;
         }
-        table.used = true;
-        table.set(at, value);
+        slice.used = true;
+        slice.set(at, value);
         true
     }
 
-    /// Writes the changed tables for which `which` holds, in the order of the file. Returns how many.
-    pub fn write(&mut self, device: &dyn Device, which: impl Fn(&Table) -> bool) -> Result<usize> {
+    /// Writes the new tables: all of them, or nothing refers to what is missing.
+    pub fn write_new(&mut self, device: &dyn Device) -> Result<()> {
+        for table in self.new.values().filter(|table| !table.fresh) {
+            device.write_zeroes(table.offset, self.table_length)?;
+        }
+        let new = std::mem::take(&mut self.new);
+        let per_table = self.per_table();
+        self.write_if(device, |number| new.contains_key(&(number / per_table)))?;
+        Ok(())
+    }
+
+    /// Writes all that changed, in the order of the file. Returns how many slices.
+    pub fn write(&mut self, device: &dyn Device) -> Result<usize> {
+        self.write_new(device)?;
+        self.write_if(device, |_| true)
+    }
+
+    fn write_if(&mut self, device: &dyn Device, which: impl Fn(u64) -> bool) -> Result<usize> {
         if self.dirty == 0 {
             return Ok(0);
         }
-        let mut chosen: Vec<&mut Table> =
-            self.tables.values_mut().filter(|t| (t.new || !t.dirty.is_clean()) && which(t)).collect();
-        chosen.sort_by_key(|table| table.offset);
-        for table in &mut chosen {
-            table.write(device)?;
+        let mut chosen: Vec<&mut Slice> = self
+            .slices
+            .iter_mut()
+            .filter(|(number, slice)| !slice.dirty.is_clean() && which(**number))
+            .map(|(_, slice)| slice)
+            .collect();
+        chosen.sort_by_key(|slice| slice.offset);
+        for slice in &mut chosen {
+            slice.write(device)?;
             self.dirty -= 1;
         }
         Ok(chosen.len())

@@ -5,9 +5,9 @@ use std::sync::MutexGuard;
 
 use super::alloc::Extent;
 use super::header::unsupported;
-use super::mapping::{Below, COPIED, Cluster, Meta, Qcow2};
+use super::mapping::{Below, COPIED, Cluster, Meta, OFFSET_MASK, Qcow2};
 use super::refcount::Writer;
-use super::table::Table;
+use super::table::slice_length;
 use crate::{Device, Error, ErrorKind, Result};
 
 /// What [`Qcow2::write_some`] decided under the lock.
@@ -57,36 +57,48 @@ impl Qcow2 {
         Ok(meta)
     }
 
-    /// Makes sure that the L2 table exists, and that no snapshot shares it.
-    pub(super) fn ensure_l2(&self, meta: &mut Meta, index: u64) -> Result<()> {
-        let owned = meta.l1.get(index as usize).is_some_and(|entry| entry & COPIED != 0);
-        let bits = self.header.cluster_bits;
-        let old = match self.l2(meta, index)? {
-            Some(_) if owned => return Ok(()),
-            old => old.map(|table| (table.offset >> bits, table.bytes().to_vec())),
-        };
+    /// Makes sure that the L2 table of a slice exists, that no snapshot shares it, and that the slice is in the cache.
+    pub(super) fn ensure_l2(&self, meta: &mut Meta, slice: u64) -> Result<()> {
+        let table = slice / self.slices();
+        let entry = meta.l1.get(table as usize).copied().unwrap_or(0);
+        let exists = self.l2(meta, slice)?.is_some();
+        if exists && entry & COPIED != 0 {
+            return Ok(());
+        }
         let writer = self.writer(&mut meta.writer)?;
+        let old = entry & OFFSET_MASK;
+        let old_cluster = old >> self.header.cluster_bits;
         // What an L2 table that is shared refers to is shared as well.
-        let marked = match &old {
-            Some((cluster, _)) => self.refcount(writer, *cluster)? < 2,
-            None => false,
-        };
+        let marked = exists && self.refcount(writer, old_cluster)? < 2;
         let extent = self.reserve_metadata(writer)?;
         let offset = extent.start << self.header.cluster_bits;
-        let table = match old {
-            None => Table::new(offset, self.cluster_size() as usize, extent.fresh),
-            Some((cluster, mut bytes)) => {
-                if !marked {
-                    bytes.iter_mut().step_by(8).for_each(|first| *first &= 0x7f);
-                }
-                writer.pending.push(cluster);
-                Table::copy(offset, &bytes, extent.fresh)
+        if exists {
+            // Nothing refers to the copy: it is written at once, as data is.
+            if let Err(error) = self.copy_l2(old, offset, marked) {
+                writer.pending.push(extent.start);
+                return Err(error);
             }
-        };
-        meta.l2.insert(index, table);
-        let entry = meta.l1.get_mut(index as usize);
+            writer.pending.push(old_cluster);
+            meta.l2.forget(table);
+        } else {
+            meta.l2.add(table, offset, extent.fresh);
+        }
+        let entry = meta.l1.get_mut(table as usize);
         *entry.ok_or_else(|| self.corrupt("offset beyond the L1 table"))? = offset | COPIED;
-        meta.l1_dirty.mark(index as usize * 8);
+        meta.l1_dirty.mark(table as usize * 8);
+        self.l2(meta, slice).map(|_| ())
+    }
+
+    /// Copies an L2 table; `marked`: entries that are marked as the only ones stay so.
+    fn copy_l2(&self, from: u64, to: u64, marked: bool) -> Result<()> {
+        let mut bytes = vec![0; slice_length(self.cluster_size()) as usize];
+        for at in (0..self.cluster_size()).step_by(bytes.len()) {
+            self.device.read_at(from + at, &mut bytes)?;
+            if !marked {
+                bytes.iter_mut().step_by(8).for_each(|first| *first &= 0x7f);
+            }
+            self.device.write_at(to + at, &bytes)?;
+        }
         Ok(())
     }
 
@@ -142,7 +154,7 @@ impl Qcow2 {
         }
     }
 
-    /// Writes within one L2 table's range. The caller excludes [`Qcow2::flush`] meanwhile.
+    /// Writes within the range of one slice of an L2 table. The caller excludes [`Qcow2::flush`] meanwhile.
     pub fn write(&self, mut offset: u64, mut data: &[u8], below: &dyn Below) -> Result<()> {
         self.touch(offset, data.len() as u64)?;
         while !data.is_empty() {
@@ -179,7 +191,7 @@ impl Qcow2 {
         }
     }
 
-    /// Clones whole clusters of another device, within one L2 table's range; returns how many bytes are in place. The
+    /// Clones whole clusters of another device, within the range of one slice of an L2 table; returns how many bytes are in place. The
     /// caller excludes [`Qcow2::flush`] meanwhile.
     pub fn write_clone(
         &self,
@@ -231,7 +243,7 @@ impl Qcow2 {
         let (index, within) = self.indexes(first << self.header.cluster_bits);
         self.ensure_l2(&mut meta, index)?;
         let old = self.decode(self.entry(&mut meta, first)?)?;
-        let room = self.header.l2_entries() - within as u64;
+        let room = self.slice_entries() - within as u64;
         // Clusters that go the same way as the first: at least one.
         let follow = |meta: &mut Meta, limit: u64, same: &dyn Fn(u64, Cluster) -> bool| -> Result<u64> {
             let mut count = 1;

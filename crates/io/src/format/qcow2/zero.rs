@@ -6,7 +6,7 @@ use super::mapping::{Below, Cluster, Piece, Qcow2, ZERO};
 use crate::Result;
 
 impl Qcow2 {
-    /// Makes a range within one L2 table's range read as zeroes; `limit` is the end of the disk. The caller
+    /// Makes a range within that of one slice of an L2 table read as zeroes; `limit` is the end of the disk. The caller
     /// excludes [`Qcow2::flush`] meanwhile.
     pub fn write_zeroes(&self, offset: u64, length: u64, limit: u64, below: &dyn Below) -> Result<()> {
         // Zeroes that are there already would not be written, and be believed.
@@ -67,7 +67,7 @@ impl Qcow2 {
         Ok(true)
     }
 
-    /// Zeroes whole clusters under one L2 table; `allocated_only`: those with an entry that is not empty.
+    /// Zeroes whole clusters under one slice of an L2 table; `allocated_only`: those with an entry that is not empty.
     pub fn zero_clusters(&self, clusters: Range<u64>, allocated_only: bool) -> Result<()> {
         let bits = self.header.cluster_bits;
         self.touch(clusters.start << bits, (clusters.end - clusters.start) << bits)?;
