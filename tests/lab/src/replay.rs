@@ -21,8 +21,10 @@ const PAGE: u64 = 4096;
 const SIZE: u64 = 512 << 20;
 /// How far ahead a control judges: something must be missing then.
 const AHEAD: usize = 12;
-/// Points at which that is tried.
+/// Points at which that is tried, at most.
 const CONTROLS: usize = 5;
+/// Of so many points some are in the middle of work, which leaves something to be fixed.
+const MANY: usize = 20;
 
 pub struct Replay {
     kind: String,
@@ -82,7 +84,7 @@ impl Replay {
         let mut known = HashSet::new();
         let mut device = Device::new(&self.base);
         let mut durable = 0;
-        let step = (points.len() / CONTROLS).max(1);
+        let controls = CONTROLS.min(points.len().div_ceil(4));
         for (index, point) in points.iter().enumerate() {
             let boundary = self.boundary(point.entries);
             for entry in durable..boundary {
@@ -93,9 +95,8 @@ impl Replay {
             counts.points += 1;
             counts.distinct.insert(key);
             let (states, doing) = self.states(point.entries);
-            match doing {
-                Some(doing) => *counts.under_way.entry(doing).or_default() += 1,
-                None => counts.at_flush += 0,
+            if let Some(doing) = doing {
+                *counts.under_way.entry(doing).or_default() += 1;
             }
             match (point.lost, self.at_border(point.entries)) {
                 (Some(_), _) => counts.with_loss += 1,
@@ -104,7 +105,8 @@ impl Replay {
             }
             let what = format!("{} {point:?}", self.kind);
             self.judge(&what, states, &mut known, &mut counts);
-            if index % step == step / 2 && counts.controls < CONTROLS {
+            // Spread over all of them; where nothing follows there is no later state, so that is made up for.
+            if counts.controls <= index * controls / points.len() {
                 self.lay_out(&device, durable, *point);
                 self.control(point.entries, &mut counts);
             }
@@ -280,12 +282,13 @@ impl Counts {
         let seconds = start.elapsed().as_secs_f64();
         let Seen { broken, early, fixes, checked, leaks } = self.total;
         println!(
-            "{kind}: {} points, {} distinct: {} at flushes, {} between, {} with losses; {seconds:.1} s",
+            "{kind}: {} points, {} distinct: {} at flushes, {} between, {} with losses; Linux {}, {seconds:.1} s",
             self.points,
             self.distinct.len(),
             self.at_flush,
             self.between,
-            self.with_loss
+            self.with_loss,
+            release()
         );
         println!("{kind}: under way: {:?}", self.under_way);
         println!(
@@ -300,12 +303,18 @@ impl Counts {
         for line in self.unmountable.iter().chain(&self.failures) {
             println!("{kind}: FAILED {line}");
         }
-        let seen = self.points > 0 && self.distinct.len() > 1 && self.fixed > 0 && checked > 0;
+        let fixed = self.fixed > 0 || self.points < MANY;
+        let seen = self.points > 0 && self.distinct.len() > 1 && fixed && checked > 0;
         let sharp = self.controls > 0 && self.caught == self.controls;
         let passed = seen && sharp && self.failures.is_empty() && self.unmountable.is_empty();
         println!("{kind}: {}", if passed { "passed" } else { "FAILED" });
         passed
     }
+}
+
+/// The kernel that mounted what was left.
+fn release() -> String {
+    fs::read_to_string("/proc/sys/kernel/osrelease").map_or_else(|_| "?".to_owned(), |text| text.trim().to_owned())
 }
 
 /// A file that stands for the device, and which of its pages are not zero.
