@@ -16,12 +16,12 @@ VERSION = $(shell sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"$$/
 help:
 	@echo "make demo     two repositories, snapshots, copies, checked by QEMU (two minutes after the build)"
 	@echo "make test     everything that CI runs; STAGES=\"rust c\" runs only those"
-	@echo "make soak     the random tests, killed hosts and power cuts, SOAK=10 times as much: about an hour"
+	@echo "make soak     the random tests, killed hosts and power cuts, SOAK=10 times as much: hours"
 	@echo "make build    the release build: command line, shared library"
 	@echo "make install  PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)"
 	@echo "make setup    install what development needs (Debian; as root)"
 	@echo "make bench    measure against qemu-img"
-	@echo "make lab      power cuts, in virtual machines (as root): docs/lab.md"
+	@echo "make lab      power cuts, in virtual machines (as root); PARTS=\"power nfs\": docs/lab.md"
 	@echo "make fmt lint clean"
 
 setup:

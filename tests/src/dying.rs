@@ -6,6 +6,7 @@
 
 use std::env;
 use std::fmt::Display;
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::parent_id;
 use std::path::Path;
@@ -14,12 +15,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use vdsmstore_core::options::{
     AutoFix, Bandwidth, CopyOptions, CreateOptions, ExportOptions, FixOptions, RemoveOptions, ResizeOptions,
     Strategy,
 };
-use vdsmstore_core::{Result, Store};
+use vdsmstore_core::{Error, Result, Store};
 
 use crate::{at, bytes_written, store};
 
@@ -158,6 +160,37 @@ impl Dying {
         }
     }
 
+    /// Stops it where it is; returns when each of its threads stands still.
+    pub fn stop(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::STOP).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while !self.stands_still() {
+            assert!(Instant::now() < deadline, "the host does not stop");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn stands_still(&self) -> bool {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        tasks.flatten().all(|task| {
+            // The state comes after the name, which is in parentheses.
+            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+        })
+    }
+
+    /// Lets it go on.
+    pub fn go_on(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::CONT).unwrap();
+    }
+
+    /// Lets it work to its end; what it had said.
+    pub fn finish(mut self) -> Said {
+        self.wait_for(|_, _| false, PATIENCE);
+        assert!(self.said.finished, "the work does not end: {:?}", self.said);
+        self.kill()
+    }
+
     /// Kills it; what it had said.
     pub fn kill(mut self) -> Said {
         self.child.kill().unwrap();
@@ -194,7 +227,7 @@ pub fn live() {
     let Ok(work) = env::var(WORK) else { return };
     let job: Value = serde_json::from_str(&work).unwrap();
     let root = env::current_dir().unwrap();
-    let store = store("dying");
+    let store = store(job["host"].as_str().unwrap_or("dying"));
     for name in job["connect"].as_array().unwrap() {
         let name = name.as_str().unwrap();
         store.connect_storage_repository(name, "localfs-1.0", &at(&root.join(name))).unwrap();
@@ -203,13 +236,18 @@ pub fn live() {
     thread::spawn(move || report(&reporter));
     let wrote = bytes_written();
     say("ready", 0);
+    // Several begin at once.
+    let go = job["go"].as_str();
+    while go.is_some_and(|go| !fs::exists(go).unwrap()) {
+        thread::yield_now();
+    }
     match call(&store, &job) {
         Ok(()) => say("returned", 0),
-        Err(error) => say("failed", error),
+        Err(error) => say("failed", told(&error)),
     }
     while let Some(task) = store.list_tasks().unwrap().first() {
         if let Err(error) = store.wait_task(&task.task_id, None) {
-            say("failed", error);
+            say("failed", told(&error));
         }
     }
     say("finished", bytes_written() - wrote);
@@ -217,6 +255,11 @@ pub fn live() {
     while parent_id() != 1 {
         thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// The kind, the message, and who is in the way.
+fn told(error: &Error) -> String {
+    format!("{:?}: {error} {}", error.kind(), error.details().get("host").unwrap_or(&Value::Null))
 }
 
 fn say(word: &str, rest: impl Display) {

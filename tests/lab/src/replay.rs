@@ -314,7 +314,8 @@ impl Counts {
 
 /// The kernel that mounted what was left.
 fn release() -> String {
-    fs::read_to_string("/proc/sys/kernel/osrelease").map_or_else(|_| "?".to_owned(), |text| text.trim().to_owned())
+    fs::read_to_string("/proc/sys/kernel/osrelease")
+        .map_or_else(|_| "?".to_owned(), |text| text.trim().to_owned())
 }
 
 /// A file that stands for the device, and which of its pages are not zero.

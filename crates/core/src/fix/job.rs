@@ -7,7 +7,7 @@ use super::Action;
 use crate::check;
 use crate::graph::mend::Mend;
 use crate::graph::merge::{self, Merge};
-use crate::graph::{clean, try_lock};
+use crate::graph::{busy, clean, try_lock};
 use crate::id::VolumeId;
 use crate::job::{Env, Job, Step};
 use crate::repo::Repo;
@@ -94,6 +94,14 @@ impl FixJob {
         Ok(Step::Done)
     }
 
+    /// With the host that keeps it busy, if it does not say that yet.
+    fn explained(&self, error: Error) -> Error {
+        if error.details().contains_key("host") {
+            return error;
+        }
+        busy::named(&self.repo, self.action.image(), error)
+    }
+
     /// A volume that was only just announced has an image that is being made, under its lock.
     fn lock_holders(&self, id: VolumeId) -> Result<Vec<Box<dyn Guard>>> {
         self.repo.driver.holders(id)?.into_iter().map(|image| try_lock(&self.repo, image)).collect()
@@ -143,6 +151,7 @@ impl Job for FixJob {
                     self.tries += 1;
                     Ok(Step::Later(BUSY))
                 }
+                Err(error) if error.kind() == ErrorKind::ImageInUse => Err(self.explained(error)),
                 outcome => outcome,
             },
         }

@@ -14,7 +14,7 @@ use super::chain::{self, Chain, Resolved};
 use super::fill::{Filler, Start};
 use super::look::{Now, View};
 use super::search::elsewhere;
-use super::{add, clean, in_use, mirror, replace, switch};
+use super::{add, busy, clean, mirror, replace, switch};
 
 /// Pause before a busy image is looked at again.
 const BUSY: Duration = Duration::from_millis(100);
@@ -87,7 +87,7 @@ impl Mend {
             if self.lock.is_none() {
                 self.busy += 1;
                 if self.busy > BUSY_LOOKS && !self.patient {
-                    return Err(in_use(&self.repo, self.image, "another operation on it is under way"));
+                    return Err(busy::busy(&self.repo, self.image));
                 }
                 return Ok(Step::Later(BUSY));
             }

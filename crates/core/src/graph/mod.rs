@@ -1,6 +1,7 @@
 //! The image graph and the operations on it, one file each.
 
 pub(crate) mod add;
+pub(crate) mod busy;
 pub(crate) mod chain;
 pub(crate) mod clean;
 pub(crate) mod difference;
@@ -45,7 +46,7 @@ pub(crate) fn lock_image(repo: &Repo, id: ImageId) -> Result<Box<dyn Guard>> {
             return Ok(guard);
         }
         if Instant::now() >= deadline {
-            return Err(in_use(repo, id, "another operation on it is under way"));
+            return Err(busy::busy(repo, id));
         }
         thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(50));
@@ -55,7 +56,7 @@ pub(crate) fn lock_image(repo: &Repo, id: ImageId) -> Result<Box<dyn Guard>> {
 /// Takes the lock of an image while others are held: at once or not at all.
 pub(crate) fn try_lock(repo: &Repo, id: ImageId) -> Result<Box<dyn Guard>> {
     let guard = repo.driver.lock_image(id)?;
-    guard.ok_or_else(|| in_use(repo, id, "another operation on it is under way"))
+    guard.ok_or_else(|| busy::busy(repo, id))
 }
 
 /// The error for a size that the format refuses.

@@ -355,6 +355,11 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// What is recorded of a store; None when it has closed in order or never was.
     fn host_record(&self, incarnation: Incarnation) -> Result<Option<HostRecord>>;
 
+    /// The other stores that are connected now; none where that is not known.
+    fn others(&self) -> Result<Vec<HostRecord>> {
+        Ok(Vec::new())
+    }
+
     /// Whether a store still lives.
     fn liveness(&self, incarnation: Incarnation) -> Result<Liveness>;
 

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use vdsmstore_io::sys::{Carried, LockMode, ofd_try_lock, ofd_unlock, ofd_would_block};
 use vdsmstore_io::{Device, DeviceExtent, DeviceId, FileDevice};
 
-use super::layout::{Dir, MAX_RECORD, TRIES, failed, wrong};
+use super::layout::{Dir, MAX_RECORD, TRIES, failed, parse_id, wrong};
 use super::tree::Tree;
 use crate::id::{ImageId, Incarnation};
 use crate::repository::{Access, Guard, HostIdentity, HostRecord, Liveness, QemuUse, shard_of};
@@ -279,6 +279,16 @@ impl Tree {
     pub(super) fn host_record(&self, incarnation: Incarnation) -> Result<Option<HostRecord>> {
         let record = self.registration(incarnation)?;
         Ok(record.map(|record| HostRecord { host_id: record.host_id, boot_id: record.boot_id }))
+    }
+
+    pub(super) fn others(&self) -> Result<Vec<HostRecord>> {
+        let mut others = Vec::new();
+        for incarnation in self.hosts.names()?.iter().filter_map(|name| parse_id(name)).map(Incarnation) {
+            if incarnation != self.incarnation && self.liveness(incarnation)? == Liveness::Alive {
+                others.extend(self.host_record(incarnation)?);
+            }
+        }
+        Ok(others)
     }
 
     pub(super) fn liveness(&self, incarnation: Incarnation) -> Result<Liveness> {

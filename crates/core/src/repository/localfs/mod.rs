@@ -329,6 +329,10 @@ impl Driver for LocalFs {
         self.open()?.host_record(incarnation)
     }
 
+    fn others(&self) -> Result<Vec<HostRecord>> {
+        self.open()?.others()
+    }
+
     fn liveness(&self, incarnation: Incarnation) -> Result<Liveness> {
         self.open()?.liveness(incarnation)
     }
