@@ -83,11 +83,19 @@ pub(crate) fn is_needed(repo: &Arc<Repo>, repos: &[Arc<Repo>], action: Action) -
         Some(needed) if needed == action => Ok(true),
         // Somebody completed it; that it could be better still is another fix.
         Some(Action::Optimize(_)) if matches!(action, Action::Mend(_)) => Ok(false),
+        // Somebody merged it; that the rest of it is to be cleaned is another fix.
+        Some(Action::CleanImage(_)) if matches!(action, Action::Merge(_)) => Ok(false),
+        // It has begun: the new volume is there, and is to be completed.
+        Some(Action::Mend(id)) if action == Action::Optimize(id) && is_being_replaced(repo, id)? => Ok(true),
         Some(needed) => {
             let message = format!("fix refused: it is stale, what is needed now is {needed:?}");
             Err(Error::new(ErrorKind::FixRefused, message))
         }
     }
+}
+
+fn is_being_replaced(repo: &Repo, id: ImageId) -> Result<bool> {
+    Ok(repo.image(id)?.is_some_and(|image| image.next.is_some()))
 }
 
 /// The error for work that waits for the holder of an image.

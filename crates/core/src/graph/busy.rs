@@ -6,6 +6,7 @@ use crate::record::VolumeState;
 use crate::repo::Repo;
 use crate::repository::Liveness;
 
+use super::chain::MAX_DEPTH;
 use super::in_use;
 
 /// The error for an image whose lock somebody else holds, with the host in its details as far as it can be told.
@@ -15,10 +16,22 @@ pub(crate) fn busy(repo: &Repo, id: ImageId) -> Error {
 
 /// Adds the host of whoever works on the image, or on something else if it is about none.
 pub(crate) fn named(repo: &Repo, id: Option<ImageId>, error: Error) -> Error {
-    match id.and_then(|id| worker(repo, id)).or_else(|| only_other(repo)) {
+    let worker = id.and_then(|id| line(repo, id).find_map(|id| worker(repo, id)));
+    match worker.or_else(|| only_other(repo)) {
         Some(host) => error.with("host", host),
         None => error,
     }
+}
+
+/// The image and those that are built on it, each alone: whoever merges them says so of the one on top.
+fn line(repo: &Repo, id: ImageId) -> impl Iterator<Item = ImageId> {
+    std::iter::successors(Some(id), move |id| {
+        let children = repo.driver.children(*id).ok()?;
+        let [child] = children[..] else { return None };
+        let holders = repo.driver.holders(child).ok()?;
+        if let [holder] = holders[..] { Some(holder) } else { None }
+    })
+    .take(MAX_DEPTH)
 }
 
 /// A lock does not say who holds it; who fills a volume, merges or writes has said so in a record.

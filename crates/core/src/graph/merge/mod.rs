@@ -106,6 +106,8 @@ pub(crate) fn begin(
     let mut merge = open(repo, line, direction, lower, upper, order)?;
     merge.limit = Limit::new(bandwidth);
     env.task.set_stage(merge.direction.stage(), merge.position, merge.size);
+    // Others see who does it. Where there is no room to say so, the merge may be what makes some.
+    let _ = merge.persist(None);
     Ok(Some(merge))
 }
 
