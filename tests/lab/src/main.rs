@@ -9,8 +9,10 @@
     reason = "the numbers of tests are small, and tests fail by panicking"
 )]
 
+mod frozen;
 mod journal;
 mod judge;
+mod late;
 #[path = "../../tests/kills/left.rs"]
 mod left;
 mod log;
@@ -38,6 +40,16 @@ fn main() -> ExitCode {
         }
         // What hosts do that share a place.
         ["nfs", ref words @ ..] => nfs::run(words),
+        // A host is frozen, and comes back.
+        ["frozen", "prepare", root, ref kinds @ ..] => frozen::prepare(Path::new(root), kinds),
+        ["frozen", "work", root, host, case, log] => {
+            frozen::work(Path::new(root), host, case, Path::new(log));
+        }
+        ["frozen", "finish", root, host] => frozen::finish(Path::new(root), host),
+        ["frozen", "judge", root, host] => frozen::judge(Path::new(root), host),
+        ["frozen", "late", case, log, said, since] => {
+            late::judge(case, Path::new(log), Path::new(said), since.parse().unwrap());
+        }
         // The log, what was acknowledged, a directory for the replays, how many.
         ["replay", kind, log, journal, scratch, points, seed] => {
             let points = if points == "all" { usize::MAX } else { points.parse().unwrap() };
@@ -50,7 +62,8 @@ fn main() -> ExitCode {
         }
         _ => {
             eprintln!("vdsmstore-lab: record ROOT JOURNAL SEED [DEVICE]");
-            eprintln!("vdsmstore-lab: nfs format|record|latency|race|hold|take|copy|finish ROOT ...");
+            eprintln!("vdsmstore-lab: nfs format|latency|race|hold|take|copy|finish ROOT ...");
+            eprintln!("vdsmstore-lab: frozen prepare|work|finish|judge ROOT ... | late CASE LOG SAID SINCE");
             eprintln!("vdsmstore-lab: replay ext4|xfs LOG JOURNAL SCRATCH POINTS|all SEED");
             return ExitCode::from(2);
         }

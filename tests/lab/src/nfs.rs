@@ -48,7 +48,7 @@ pub fn run(words: &[&str]) {
     }
 }
 
-fn joined(root: &Path, host: &str) -> Store {
+pub fn joined(root: &Path, host: &str) -> Store {
     let store = store(host);
     for repo in REPOS {
         store.connect_storage_repository(repo, "localfs-1.0", &at(&root.join(repo))).unwrap();
@@ -56,12 +56,12 @@ fn joined(root: &Path, host: &str) -> Store {
     store
 }
 
-fn say(text: &str) {
+pub fn say(text: &str) {
     println!("{text}");
     std::io::stdout().flush().unwrap();
 }
 
-fn short(error: &Error) -> String {
+pub fn short(error: &Error) -> String {
     let text = format!("{error:?}");
     format!("{:?}: {}", error.kind(), &text[..text.len().min(300)])
 }
