@@ -11,12 +11,13 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 RELEASE = $(CARGO_TARGET_DIR)/release
 VERSION = $(shell sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"$$/\1/p' Cargo.toml)
 
-.PHONY: help setup build demo test soak bench install lab fmt lint clean
+.PHONY: help setup build demo test fuzz soak bench install lab fmt lint clean
 
 help:
 	@echo "make demo     two repositories, snapshots, copies, checked by QEMU (two minutes after the build)"
 	@echo "make test     everything that CI runs; STAGES=\"rust c\" runs only those"
 	@echo "make soak     the random tests, killed hosts and power cuts, SOAK=10 times as much: hours"
+	@echo "make fuzz     SECONDS=600 for each target: docs/testing.md"
 	@echo "make build    the release build: command line, shared library"
 	@echo "make install  PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)"
 	@echo "make setup    install what development needs (Debian; as root)"
@@ -40,6 +41,10 @@ demo:
 test:
 	@scripts/setup test
 	@scripts/test $(STAGES)
+
+fuzz:
+	@scripts/setup test
+	@scripts/fuzz $(or $(SECONDS),600) $(TARGETS)
 
 soak:
 	@scripts/setup test

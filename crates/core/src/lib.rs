@@ -6,6 +6,9 @@ mod check;
 mod error;
 mod fix;
 mod graph;
+#[cfg(feature = "sim")]
+#[doc(hidden)]
+pub mod hostile;
 pub mod id;
 mod image;
 mod job;

@@ -4,7 +4,7 @@
 //! from the records as they are then what that object needs, and does that action, nothing, or refuses.
 
 mod cost;
-mod document;
+pub(crate) mod document;
 mod job;
 
 use serde::Serialize;

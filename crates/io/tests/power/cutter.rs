@@ -151,7 +151,7 @@ impl State {
     fn observe(&mut self, new: usize) {
         let pending = self.storage.pending();
         self.counts.steps += u64::from(new > 0 || pending == 0);
-        let exhaustive = if effort() > 1 { EXHAUSTIVE + 4 } else { EXHAUSTIVE };
+        let exhaustive = if effort() > 1 { EXHAUSTIVE + 2 } else { EXHAUSTIVE };
         let sated = self.counts.distinct >= self.most;
         if pending <= exhaustive && !sated {
             // Those without anything new were looked at before, unless they may be wrong now.
@@ -191,6 +191,10 @@ impl State {
             padded[..word.len()].copy_from_slice(word);
             (hash ^ u64::from_le_bytes(padded)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
         });
+        if self.seen.len() > 4 << 20 {
+            // Looked at once more in the worst case.
+            self.seen.clear();
+        }
         if self.seen.insert(hash, self.strictness) == Some(self.strictness) {
             return;
         }

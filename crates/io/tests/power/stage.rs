@@ -209,7 +209,7 @@ impl Stage {
         let mut random = Random::new(self.name.bytes().map(u64::from).sum());
         let per_cluster = (1 << self.bytes()[23]) / SECTOR;
         let area = (self.size / SECTOR).min(40 * per_cluster);
-        for step in 0..if self.size > MIB { 24 } else { 40 } * effort() {
+        for step in 0..if self.size > MIB { 24 } else { 40 } * effort().min(30) {
             let first = random.below(area);
             let count = (1 + random.below(3)).min(area - first);
             let whole = first / per_cluster * per_cluster;

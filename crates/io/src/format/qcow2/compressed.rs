@@ -7,7 +7,7 @@ use flate2::{Decompress, FlushDecompress};
 use zstd_safe::DCtx;
 
 use super::mapping::Qcow2;
-use crate::{Device, Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// Bits 62 and 63 of an L2 entry.
 const FLAGS: u64 = 3 << 62;
@@ -174,10 +174,17 @@ impl Qcow2 {
     pub(super) fn unpack(&self, packed: Packed, buffer: &mut [u8]) -> Result<()> {
         let Packed { host, length } = packed;
         let bad = |message| self.corrupt(message).with_range(host, length);
+        // The last sector of compressed data is not padded: it may end with the file.
+        let have = if self.is_inside(host, length)? {
+            length
+        } else {
+            self.device.len()?.saturating_sub(host).min(length)
+        };
+        if have == 0 {
+            return Err(bad("a compressed cluster lies outside the file"));
+        }
         let mut bytes = vec![0; length as usize];
-        read_short(&*self.device, host, &mut bytes)?
-            .filter(|have| *have > 0)
-            .ok_or_else(|| bad("a compressed cluster lies outside the file"))?;
+        self.device.read_at(host, &mut bytes[..have as usize])?;
         let mut decoder = match hold(&self.unpacker.idle).pop() {
             Some(decoder) => decoder,
             None if self.header.zstd => Decoder::Zstd(DCtx::try_create().ok_or_else(|| {
@@ -189,20 +196,5 @@ impl Qcow2 {
         decoder.unpack(&bytes, buffer).map_err(bad)?;
         hold(&self.unpacker.idle).push(decoder);
         Ok(())
-    }
-}
-
-/// Reads as far as the device goes: the last sector of compressed data is not padded. Returns how many bytes
-/// there were, `None` beyond the end.
-fn read_short(device: &dyn Device, offset: u64, buffer: &mut [u8]) -> Result<Option<usize>> {
-    match device.read_at(offset, buffer) {
-        Ok(()) => Ok(Some(buffer.len())),
-        Err(error) if error.kind() == ErrorKind::ShortRead => {
-            let Some(have) = device.len()?.checked_sub(offset) else { return Ok(None) };
-            let have = (have as usize).min(buffer.len());
-            device.read_at(offset, &mut buffer[..have])?;
-            Ok(Some(have))
-        }
-        Err(error) => Err(error),
     }
 }

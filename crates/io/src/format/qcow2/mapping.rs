@@ -194,8 +194,8 @@ impl Qcow2 {
         self.data_file.as_ref().unwrap_or(&self.device)
     }
 
-    /// Whether the range starts within what has the data; asks for its length again only if it seems not to.
-    fn is_inside(&self, offset: u64, length: u64) -> Result<bool> {
+    /// Whether the range lies within what has the data; asks for its length again only if it seems not to.
+    pub(super) fn is_inside(&self, offset: u64, length: u64) -> Result<bool> {
         let Some(end) = offset.checked_add(length) else { return Ok(false) };
         if end <= self.known_length.load(Ordering::Relaxed) {
             return Ok(true);
@@ -354,21 +354,21 @@ impl Qcow2 {
 
     /// Reads data that [`Qcow2::map`] found; a last cluster that the file cuts short reads as zeroes there.
     pub fn read_data(&self, host: u64, buffer: &mut [u8]) -> Result<()> {
-        match self.data().read_at(host, buffer) {
-            Err(error) if error.kind() == ErrorKind::ShortRead => {
-                let length = self.data().len()?;
-                let end = host.saturating_add(buffer.len() as u64);
-                // More than a cluster short: the file shrank.
-                if length.next_multiple_of(self.cluster_size()) < end {
-                    return Err(error);
-                }
-                let have = (length.saturating_sub(host) as usize).min(buffer.len());
-                let (now, rest) = buffer.split_at_mut(have);
-                rest.fill(0);
-                self.data().read_at(host, now)
-            }
-            other => other,
+        let wanted = buffer.len() as u64;
+        if self.is_inside(host, wanted)? {
+            return self.data().read_at(host, buffer);
         }
+        let length = self.data().len()?;
+        // More than a cluster short: the file shrank.
+        if length.next_multiple_of(self.cluster_size()) < host.saturating_add(wanted) {
+            return Err(Error::new(ErrorKind::ShortRead, "the file became shorter")
+                .with_path(self.data().name())
+                .with_range(host, wanted));
+        }
+        let have = length.saturating_sub(host).min(wanted) as usize;
+        let (now, rest) = buffer.split_at_mut(have);
+        rest.fill(0);
+        if now.is_empty() { Ok(()) } else { self.data().read_at(host, now) }
     }
 
     /// The first sector of the file, for rewriting fields of the header in one piece.
