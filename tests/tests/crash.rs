@@ -10,6 +10,8 @@
     reason = "the numbers of tests are small, and tests fail by panicking"
 )]
 
+#[path = "crash/invariants.rs"]
+mod invariants;
 #[path = "crash/line.rs"]
 mod line;
 #[path = "crash/operation.rs"]
@@ -27,6 +29,7 @@ use scene::{Ids, LOSSES, NAMES, Scene, content, join, read, recover};
 
 /// Judges what another host finds. `returned`: the call had come back, so what it made must be there.
 fn judge(scene: &Scene, operation: &Operation, ids: &Ids, returned: bool, what: &str) -> Status {
+    invariants::hold(&scene.worlds, what);
     let (store, _) = join(scene, "next");
     let made = (operation.made)(ids, scene);
     let removes = (operation.removes)(ids);

@@ -13,6 +13,8 @@
     reason = "the numbers of tests are small, and tests fail by panicking"
 )]
 
+#[path = "crash/invariants.rs"]
+mod invariants;
 #[allow(dead_code, reason = "what was made is judged elsewhere")]
 #[path = "crash/operation.rs"]
 mod operation;
@@ -191,6 +193,7 @@ const THEN: &[Then] = &[
 
 /// What the second host finds after the crash it works with, and after it nothing has been lost.
 fn go_on(mut scene: Scene, operation: &Operation, then: &Then, ids: &Ids, what: &str) -> bool {
+    invariants::hold(&scene.worlds, what);
     let (store, _) = join(&scene, "next");
     let removes = (operation.removes)(ids);
     let gone = |repo: usize, id: &str| match store.get_image_status(NAMES[repo], id) {
@@ -224,6 +227,7 @@ fn go_on(mut scene: Scene, operation: &Operation, then: &Then, ids: &Ids, what: 
         }
     };
     holds("at once");
+    invariants::hold(&scene.worlds, what);
     // What never came to be may have lost what it was made from.
     for repo in NAMES {
         if store.get_image_status(repo, &ids.new).is_ok_and(|status| status.status == Status::Broken) {
@@ -233,6 +237,7 @@ fn go_on(mut scene: Scene, operation: &Operation, then: &Then, ids: &Ids, what: 
     }
     recover(&scene, &store, what);
     holds("after all fixes");
+    invariants::hold(&scene.worlds, what);
     store.close().unwrap();
     possible
 }

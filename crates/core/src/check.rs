@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use uuid::Uuid;
+use vdsmstore_io::without;
 
 use crate::fix::{self, Action, Cost, Fix};
 use crate::graph::chain::{Chain, Resolved, resolve};
@@ -47,7 +48,7 @@ pub(crate) fn check(repo: &Arc<Repo>, repos: &[Arc<Repo>], exact: bool) -> Resul
     // The pieces were read one after the other, and others go on working: only what is still so is listed.
     let mut confirmed = Vec::with_capacity(actions.len());
     for action in actions {
-        if needs_now(repo, repos, action, Read::Relaxed, true)? == Some(action) {
+        if without!("check.reread") || needs_now(repo, repos, action, Read::Relaxed, true)? == Some(action) {
             confirmed.push(action);
         }
     }
@@ -80,7 +81,7 @@ pub(crate) fn is_needed(repo: &Arc<Repo>, repos: &[Arc<Repo>], action: Action) -
             }
         }
         None => Ok(false),
-        Some(needed) if needed == action => Ok(true),
+        Some(needed) if needed == action || without!("check.compare.stale") => Ok(true),
         // Somebody completed it; that it could be better still is another fix.
         Some(Action::Optimize(_)) if matches!(action, Action::Mend(_)) => Ok(false),
         // Somebody merged it; that the rest of it is to be cleaned is another fix.

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use vdsmstore_io::{self as io, RunKind};
+use vdsmstore_io::{self as io, RunKind, without};
 
 use crate::graph::chain::OpenChain;
 use crate::graph::lease;
@@ -53,8 +53,12 @@ impl Handle {
         if !self.writable {
             return Ok(());
         }
-        let flushed = open.image.flush();
+        let flushed = if without!("close.flush") { Ok(()) } else { open.image.flush() };
         // While the bytes are still locked, so that nobody finds them free and the record not.
+        let mut open = Some(open);
+        if without!("close.order") {
+            open = None;
+        }
         let released = lease::release(&self.repo, self.id);
         drop(open);
         flushed.map_err(|error| self.explain(error.into()))?;

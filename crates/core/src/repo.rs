@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
+use vdsmstore_io::without;
 
 use crate::id::{BlobId, ImageId, VolumeId};
 use crate::record::{
@@ -67,7 +68,8 @@ impl Repo {
 
     /// The image record as it is now, and durable.
     pub fn image(&self, id: ImageId) -> Result<Option<ImageRecord>> {
-        self.fetch(RecordKey::Image(id), Read::Fresh)
+        let read = if without!("repo.fresh.image") { Read::Relaxed } else { Read::Fresh };
+        self.fetch(RecordKey::Image(id), read)
     }
 
     /// The image record for walks over all images: one that cannot be understood is passed over.
@@ -80,7 +82,8 @@ impl Repo {
 
     /// The volume record as it is now, and durable.
     pub fn volume(&self, id: VolumeId) -> Result<Option<VolumeRecord>> {
-        self.fetch(RecordKey::Volume(id), Read::Fresh)
+        let read = if without!("repo.fresh.volume") { Read::Relaxed } else { Read::Fresh };
+        self.fetch(RecordKey::Volume(id), read)
     }
 
     /// The volume record, read as asked.
@@ -154,7 +157,9 @@ impl Repo {
     pub fn claim<R: Keyed>(&self, record: &mut R) -> Result<bool> {
         let HostIdentity { host_id, incarnation, .. } = self.host().clone();
         let header = record.header_mut();
-        header.epoch = header.epoch.checked_add(1).ok_or_else(|| used_up(header.id))?;
+        if !without!("repo.epoch") {
+            header.epoch = header.epoch.checked_add(1).ok_or_else(|| used_up(header.id))?;
+        }
         header.owner = Owner { host: host_id, incarnation };
         self.replace(record)
     }
@@ -182,7 +187,13 @@ impl Repo {
             }
             // Only what is there now tells.
             match self.fetch::<R>(record.key(), Read::Fresh)?.as_ref().map(Record::header) {
-                Some(now) if now.nonce == nonce || now.before.contains(&nonce) => return Ok(true),
+                _ if without!("repo.compare.unknown") => return Ok(true),
+                Some(now)
+                    if now.nonce == nonce && !without!("repo.compare.nonce")
+                        || now.before.contains(&nonce) && !without!("repo.compare.before") =>
+                {
+                    return Ok(true);
+                }
                 now if now.map(|now| now.generation) == expect => {}
                 _ => return Ok(false),
             }
@@ -249,6 +260,7 @@ impl Repo {
                 Put::Conflict | Put::Unknown => {}
             }
             match self.driver.get(record.key(), Read::Fresh)? {
+                _ if without!("repo.compare.deleted") => return Ok(true),
                 None => return Ok(true),
                 Some(now) if now.generation == expect => {}
                 Some(_) => return Ok(false),

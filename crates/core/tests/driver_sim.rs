@@ -10,7 +10,7 @@ use driver::{clones, contract, host, image, kind};
 use vdsmstore_core::ErrorKind;
 use vdsmstore_core::id::{BlobId, ImageId, VolumeId};
 use vdsmstore_core::repository::{Access, CopyOnWrite, Liveness, Marker, Put, QemuUse, Read, RecordKey};
-use vdsmstore_core::sim::{SimOptions, SimWorld};
+use vdsmstore_core::sim::{SimOptions, SimWorld, Unknown};
 
 fn world() -> SimWorld {
     SimWorld::new(SimOptions::default())
@@ -147,14 +147,14 @@ fn what_is_removed_may_come_back_until_the_next_durable_change() {
 
 #[test]
 fn unknown_puts_happen_or_not() {
-    for happened in [false, true] {
+    for outcome in [Unknown::Lost, Unknown::Done] {
         let world = world();
         let driver = world.connect(host("a"));
         let key = image();
-        world.inject_unknown(1, happened);
+        world.inject_unknown(1, outcome);
         assert_eq!(driver.put(image(), None, b"0").unwrap(), Put::Done(1));
         assert_eq!(driver.put(key, None, b"1").unwrap(), Put::Unknown);
-        assert_eq!(driver.get(key, Read::Fresh).unwrap().is_some(), happened);
+        assert_eq!(driver.get(key, Read::Fresh).unwrap().is_some(), outcome == Unknown::Done);
         assert_eq!(driver.put(image(), None, b"0").unwrap(), Put::Done(1));
     }
 }

@@ -9,6 +9,7 @@ pub mod execute;
 mod format;
 mod image;
 mod map;
+pub mod mutation;
 pub mod plan;
 pub mod sys;
 

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
+use vdsmstore_io::without;
 
 use super::{Action, Fix};
 use crate::id::{BlobId, ImageId, VolumeId};
@@ -99,10 +100,10 @@ pub(crate) fn parse(repository: Uuid, fix: &Fix) -> Result<Action> {
             document.version
         )));
     }
-    if sum(&document) != document.sum {
+    if sum(&document) != document.sum && !without!("fix.compare.sum") {
         return Err(refused("its data was changed"));
     }
-    if document.repository != repository {
+    if document.repository != repository && !without!("fix.compare.repository") {
         return Err(refused("it is for another repository"));
     }
     let what = action(&document.action, &document.ids).ok_or_else(|| refused("it names no action"))?;

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use vdsmstore_io::without;
+
 use super::Action;
 use crate::check;
 use crate::graph::mend::Mend;
@@ -41,7 +43,7 @@ impl FixJob {
     }
 
     fn look(&mut self, env: &Env<'_>) -> Result<Step> {
-        if !check::is_needed(&self.repo, &env.repos, self.action)? {
+        if !without!("fix.look") && !check::is_needed(&self.repo, &env.repos, self.action)? {
             return Ok(Step::Done);
         }
         match self.action {
@@ -61,24 +63,29 @@ impl FixJob {
                 }
             }
             Action::CleanImage(id) => {
-                let _order = try_lock(&self.repo, id)?;
+                let _order = (!without!("fix.lock.image")).then(|| try_lock(&self.repo, id)).transpose()?;
                 clean::forsaken(&self.repo, id)?;
             }
             Action::CleanVolume(id) => {
-                let _orders = self.lock_holders(id)?;
+                let _orders = (!without!("fix.lock.holders")).then(|| self.lock_holders(id)).transpose()?;
                 clean::volume(&self.repo, id)?;
             }
             Action::CleanObject(id) => self.object(id)?,
             Action::CleanMarker(marker) => self.marker(marker)?,
             Action::CleanBlob(image, blob) => {
-                let _order = try_lock(&self.repo, image)?;
-                if check::needs(&self.repo, &env.repos, self.action)? == Some(self.action) {
+                let _order = (!without!("fix.lock.blob")).then(|| try_lock(&self.repo, image)).transpose()?;
+                if without!("fix.reread.blob")
+                    || check::needs(&self.repo, &env.repos, self.action)? == Some(self.action)
+                {
                     self.repo.driver.delete_blob(image, blob)?;
                 }
             }
             Action::CleanProgress(id) => {
-                let _order = try_lock(&self.repo, id)?;
-                if check::needs(&self.repo, &env.repos, self.action)? == Some(self.action) {
+                let _order =
+                    (!without!("fix.lock.progress")).then(|| try_lock(&self.repo, id)).transpose()?;
+                if without!("fix.reread.progress")
+                    || check::needs(&self.repo, &env.repos, self.action)? == Some(self.action)
+                {
                     self.repo.driver.delete_progress(id)?;
                 }
             }
@@ -109,7 +116,7 @@ impl FixJob {
 
     fn object(&self, id: VolumeId) -> Result<()> {
         let opened = self.repo.driver.open_volume(id, Access::Write)?;
-        if self.repo.volume(id)?.is_none() {
+        if without!("fix.reread.object") || self.repo.volume(id)?.is_none() {
             self.repo.driver.delete_volume(id, opened)?;
         }
         Ok(())
@@ -118,12 +125,16 @@ impl FixJob {
     fn marker(&self, marker: Marker) -> Result<()> {
         match marker {
             Marker::Child(image, _) => {
-                let _order = try_lock(&self.repo, image)?;
+                let _order =
+                    (!without!("fix.lock.child")).then(|| try_lock(&self.repo, image)).transpose()?;
                 clean::stale_children(&self.repo, image)
             }
             Marker::Holder(volume, image) => {
-                let _order = try_lock(&self.repo, image)?;
-                if self.repo.image(image)?.is_none_or(|image| !image.holds(volume)) {
+                let _order =
+                    (!without!("fix.lock.holder")).then(|| try_lock(&self.repo, image)).transpose()?;
+                if without!("fix.reread.holder")
+                    || self.repo.image(image)?.is_none_or(|image| !image.holds(volume))
+                {
                     self.repo.driver.unmark(marker)?;
                 }
                 Ok(())

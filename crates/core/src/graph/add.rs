@@ -3,6 +3,8 @@
 //! Order: child marker, volume record (filling), holder marker, image record (pending), then a look at the base. The
 //! call may return after that; the data object is created by the fill.
 
+use vdsmstore_io::without;
+
 use crate::id::{ImageId, Token, VolumeId};
 use crate::options::Strategy;
 use crate::record::{
@@ -79,14 +81,18 @@ const ANNOUNCE_TRIES: u32 = 5;
 
 fn try_announce(repo: &Repo, record: &mut VolumeRecord, holder: ImageId) -> Result<bool> {
     let id = record.id();
-    if let Some(backing) = &record.backing {
+    if let Some(backing) = &record.backing
+        && !without!("add.marker.child")
+    {
         repo.driver.mark(Marker::Child(backing.image, id))?;
     }
     // Any generation but the first: a deleter took the marker for stale and buried the id.
-    if !repo.create(record)? || record.header.generation != 1 {
+    if !repo.create(record)? || record.header.generation != 1 && !without!("add.compare.first") {
         return Ok(false);
     }
-    repo.driver.mark(Marker::Holder(id, holder))?;
+    if !without!("add.marker.holder") {
+        repo.driver.mark(Marker::Holder(id, holder))?;
+    }
     Ok(true)
 }
 
@@ -94,7 +100,7 @@ fn try_announce(repo: &Repo, record: &mut VolumeRecord, holder: ImageId) -> Resu
 pub(crate) fn withdraw_volume(repo: &Repo, record: &VolumeRecord, holder: ImageId) {
     let id = record.id();
     let withdrawn = clean::volume(repo, id).and_then(|()| {
-        if repo.volume(id)?.is_some() {
+        if repo.volume(id)?.is_some() && !without!("add.reread.withdraw") {
             return Ok(());
         }
         repo.driver.unmark(Marker::Holder(id, holder))?;
@@ -113,7 +119,7 @@ pub(crate) fn intend(repo: &Repo, new: &NewImage<'_>, volume: NewVolume) -> Resu
         return Ok(Intended::Taken(taken));
     }
     // Nobody takes for garbage what is only half announced.
-    let _order = lock_image(repo, new.id)?;
+    let _order = (!without!("add.lock")).then(|| lock_image(repo, new.id)).transpose()?;
     let backing = volume.backing.clone();
     let is_clone = volume.fill.how == How::Clone;
     let volume = announce_volume(repo, volume, new.id)?;
@@ -145,8 +151,11 @@ pub(crate) fn intend(repo: &Repo, new: &NewImage<'_>, volume: NewVolume) -> Resu
 
 /// Should the lock have been a lie: the announcement is made once more, and then the volume must not be flagged.
 fn look_at_volume(repo: &Repo, volume: VolumeId, holder: ImageId) -> Result<()> {
-    repo.driver.mark(Marker::Holder(volume, holder))?;
+    if !without!("add.marker.again") {
+        repo.driver.mark(Marker::Holder(volume, holder))?;
+    }
     match repo.volume(volume)? {
+        _ if without!("add.look.volume") => Ok(()),
         Some(record) if record.state != VolumeState::Doomed => Ok(()),
         _ => Err(displaced(repo, volume)),
     }
@@ -191,19 +200,23 @@ pub(crate) fn look(repo: &Repo, base: ImageId, absent: bool) -> Result<()> {
         let message = format!("image {base} in repository {:?} {what} meanwhile", repo.id);
         Err(Error::new(ErrorKind::ImageNotFound, message).with("imageId", base.to_string()))
     };
+    if without!("add.look.base") {
+        return Ok(());
+    }
     let Some(image) = repo.image(base)? else {
         return if absent { Ok(()) } else { gone("was removed") };
     };
     match image.state {
+        State::Absorbed if without!("add.compare.absorbed") => {}
         State::Absorbed => return gone("was merged away"),
         State::Pending => return Ok(()),
         State::Live | State::Removed => {}
     }
-    if image.kind == Kind::Disk {
+    if image.kind == Kind::Disk && !without!("add.compare.disk") {
         return gone("turned out to be a virtual disk");
     }
     match repo.volume(image.volume)? {
-        Some(volume) if volume.state != VolumeState::Doomed => Ok(()),
+        Some(volume) if volume.state != VolumeState::Doomed || without!("add.compare.doomed") => Ok(()),
         _ => gone("was removed"),
     }
 }
@@ -211,7 +224,7 @@ pub(crate) fn look(repo: &Repo, base: ImageId, absent: bool) -> Result<()> {
 /// Makes a pending image vanish.
 fn cancel(repo: &Repo, id: ImageId) -> Result<()> {
     let removed = repo.update_image(id, |image| {
-        if image.state != State::Pending {
+        if image.state != State::Pending && !without!("add.compare.cancel") {
             return Ok(Change::Keep);
         }
         image.state = State::Removed;
@@ -229,7 +242,7 @@ fn cancel(repo: &Repo, id: ImageId) -> Result<()> {
 /// Takes back an image whose making failed before its id was returned. What fails here is left broken, and removable.
 pub(crate) fn undo(repo: &Repo, id: ImageId) {
     let undone = repo.update_image(id, |now| {
-        if now.state != State::Pending {
+        if now.state != State::Pending && !without!("add.compare.undo") {
             return Ok(Change::Keep);
         }
         now.state = State::Removed;
@@ -242,8 +255,14 @@ pub(crate) fn undo(repo: &Repo, id: ImageId) {
 
 /// The last two steps: the volume is ready, the image live. The bytes are flushed.
 pub(crate) fn seal(repo: &Repo, image: ImageId, volume: &VolumeRecord) -> Result<()> {
+    let early = without!("add.order.seal");
+    if early {
+        promote(repo, image, volume.id())?;
+    }
     ready(repo, volume)?;
-    promote(repo, image, volume.id())?;
+    if !early {
+        promote(repo, image, volume.id())?;
+    }
     repo.driver.delete_progress(image)
 }
 
@@ -253,9 +272,9 @@ pub(crate) fn ready(repo: &Repo, volume: &VolumeRecord) -> Result<()> {
         if now.state == VolumeState::Ready && repo.owns(&now.header) {
             return Ok(Change::Keep);
         }
-        if now.state != VolumeState::Filling
-            || now.header.epoch != volume.header.epoch
-            || !repo.owns(&now.header)
+        if now.state != VolumeState::Filling && !without!("add.compare.filling")
+            || now.header.epoch != volume.header.epoch && !without!("add.compare.epoch")
+            || !repo.owns(&now.header) && !without!("add.compare.owner")
         {
             return Err(displaced(repo, volume.id()));
         }
@@ -277,6 +296,10 @@ pub(crate) fn promote(repo: &Repo, image: ImageId, volume: VolumeId) -> Result<(
             Ok(Change::Put)
         }
         State::Live if now.volume == volume => Ok(Change::Keep),
+        _ if without!("add.compare.promote") => {
+            (now.state, now.volume) = (State::Live, volume);
+            Ok(Change::Put)
+        }
         _ => Err(displaced(repo, volume)),
     })?;
     live.map(drop).ok_or_else(|| displaced(repo, volume))

@@ -3,6 +3,8 @@
 //! "Flag, then look": a deleter flags its record first and looks for users after; a user announces itself first and
 //! looks at the flag after. Whoever of the two comes second sees the other.
 
+use vdsmstore_io::without;
+
 use crate::id::{ImageId, VolumeId};
 use crate::record::{ImageRecord, Kind, State, VolumeRecord, VolumeState};
 use crate::repo::{Change, Repo};
@@ -19,7 +21,7 @@ pub(crate) fn image(repo: &Repo, id: ImageId) -> Result<()> {
         if !unwanted(&record) {
             return Ok(());
         }
-        if in_demand(repo, id)? {
+        if !without!("clean.look.first") && in_demand(repo, id)? {
             return unflag(repo, &record);
         }
         let below =
@@ -53,7 +55,8 @@ pub(crate) fn stale_children(repo: &Repo, id: ImageId) -> Result<()> {
 /// Turns the tag into a tombstone, and lets go of what it had. False: something came to need it.
 fn entomb(repo: &Repo, record: &ImageRecord) -> Result<bool> {
     let id = record.id();
-    if !bury(repo, record)? {
+    let early = without!("clean.order.tombstone");
+    if !early && !bury(repo, record)? {
         return Ok(false);
     }
     for volume_id in [Some(record.volume), record.next].into_iter().flatten() {
@@ -64,7 +67,7 @@ fn entomb(repo: &Repo, record: &ImageRecord) -> Result<bool> {
         repo.driver.delete_blob(id, blob)?;
     }
     repo.driver.delete_progress(id)?;
-    Ok(true)
+    if early { bury(repo, record) } else { Ok(true) }
 }
 
 fn unwanted(record: &ImageRecord) -> bool {
@@ -81,7 +84,9 @@ fn in_demand(repo: &Repo, id: ImageId) -> Result<bool> {
         // Whoever is between marker and record must get a conflict, so that it starts again at the marker.
         let stale = match repo.volume(child)? {
             Some(volume) if builds(&volume) => false,
+            Some(_) if without!("clean.fence.other") => true,
             Some(volume) => repo.replace(&mut volume.clone())?,
+            None if without!("clean.fence.unborn") => true,
             None => bury_unborn(repo, child)?,
         };
         if stale {
@@ -99,6 +104,7 @@ fn bury_unborn(repo: &Repo, id: VolumeId) -> Result<bool> {
             Put::Done(_) => return Ok(true),
             Put::Conflict => return Ok(false),
             // A record that is not seen may still come: only a tombstone that is known to be there is a fence.
+            Put::Unknown if without!("clean.compare.unknown") => return Ok(true),
             Put::Unknown => {}
         }
     }
@@ -113,13 +119,13 @@ const BURY_TRIES: u32 = 3;
 /// The flag keeps the record: should this host die between flag and look, whoever came to need the image still has it.
 fn bury(repo: &Repo, record: &ImageRecord) -> Result<bool> {
     let mut flagged = record.clone();
-    if flagged.state != State::Absorbed {
+    if flagged.state != State::Absorbed && !without!("clean.flag") {
         flagged.state = State::Absorbed;
         if !repo.replace(&mut flagged)? {
             return Ok(false);
         }
     }
-    if in_demand(repo, record.id())? {
+    if !without!("clean.look") && in_demand(repo, record.id())? {
         unflag(repo, &flagged)?;
         return Ok(false);
     }
@@ -140,11 +146,12 @@ fn unflag(repo: &Repo, flagged: &ImageRecord) -> Result<()> {
 /// Removes a volume that no image points at. One that is in use, or wanted, stays.
 pub(crate) fn volume(repo: &Repo, id: VolumeId) -> Result<()> {
     let Some(record) = repo.volume(id)? else { return Ok(()) };
-    if is_held(repo, id)? {
+    if !without!("clean.look.first-holder") && is_held(repo, id)? {
         return Ok(());
     }
     let locked = match repo.driver.open_volume(id, Access::Write) {
         Ok(opened) => Some(opened),
+        Err(error) if error.kind() == ErrorKind::ImageInUse && without!("clean.lock") => None,
         Err(error) if error.kind() == ErrorKind::ImageInUse => return Ok(()),
         // Never created, or deleted before a crash.
         Err(error) if error.kind() == ErrorKind::ImageBroken => None,
@@ -152,31 +159,46 @@ pub(crate) fn volume(repo: &Repo, id: VolumeId) -> Result<()> {
     };
     let was = record.state;
     let doomed = repo.update_volume(id, |now| {
-        if now.state == VolumeState::Doomed {
+        if now.state == VolumeState::Doomed || without!("clean.flag.volume") {
             return Ok(Change::Keep);
         }
         now.state = VolumeState::Doomed;
         Ok(Change::Claim)
     })?;
     let Some(doomed) = doomed else { return Ok(()) };
-    if is_held(repo, id)? || !mirrors_moved(repo, id, &doomed)? {
+    if !without!("clean.look.holder") && is_held(repo, id)?
+        || !without!("clean.look.mirrors") && !mirrors_moved(repo, id, &doomed)?
+    {
         repo.update_volume(id, |now| {
             now.state = was;
             Ok(Change::Put)
         })?;
         return Ok(());
     }
+    let early = without!("clean.order.record");
+    if early {
+        repo.delete(&doomed)?;
+    }
+    let unmark = || -> Result<()> {
+        for holder in repo.driver.holders(id)? {
+            repo.driver.unmark(Marker::Holder(id, holder))?;
+        }
+        match &doomed.backing {
+            Some(backing) => repo.driver.unmark(Marker::Child(backing.image, id)),
+            None => Ok(()),
+        }
+    };
+    if without!("clean.order.markers") {
+        unmark()?;
+    }
     if let Some(locked) = locked {
         repo.driver.delete_volume(id, locked)?;
     }
-    repo.delete(&doomed)?;
-    for holder in repo.driver.holders(id)? {
-        repo.driver.unmark(Marker::Holder(id, holder))?;
+    if !early && !repo.delete(&doomed)? {
+        // Somebody wrote it, and needs the markers: a check finds it.
+        return Ok(());
     }
-    if let Some(backing) = &doomed.backing {
-        repo.driver.unmark(Marker::Child(backing.image, id))?;
-    }
-    Ok(())
+    unmark()
 }
 
 /// Whether an image points at the volume.

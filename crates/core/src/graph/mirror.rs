@@ -1,6 +1,6 @@
 //! The backing name in a qcow2 header mirrors the records, for QEMU.
 
-use vdsmstore_io::{Device, qcow2};
+use vdsmstore_io::{Device, qcow2, without};
 
 use crate::id::{ImageId, VolumeId};
 use crate::record::{VolumeFormat, VolumeRecord, VolumeState};
@@ -21,7 +21,7 @@ pub(crate) fn is_current(repo: &Repo, volume: &VolumeRecord) -> Result<bool> {
 pub(crate) fn correct(repo: &Repo, id: VolumeId) -> Result<bool> {
     let Some(volume) = repo.volume(id)? else { return Ok(true) };
     let Some(backing) = &volume.backing else { return Ok(true) };
-    if volume.state != VolumeState::Ready {
+    if volume.state != VolumeState::Ready && !without!("mirror.compare.ready") {
         return Ok(true);
     }
     let Some((wanted, format)) = mirror_of(repo, backing.image)? else { return Ok(false) };

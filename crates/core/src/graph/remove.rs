@@ -1,5 +1,7 @@
 //! Remove: one compare-and-set; everything else is left to clean.
 
+use vdsmstore_io::without;
+
 use crate::id::ImageId;
 use crate::record::{ImageRecord, Kind, State};
 use crate::repo::{Change, Repo};
@@ -15,16 +17,23 @@ pub(crate) fn remove(repo: &Repo, id: ImageId, open_here: bool) -> Result<()> {
         // Its lock is held for as long as it is being filled; the put alone ends that.
         return mark_removed(repo, id);
     }
-    let _order = lock_image(repo, id)?;
-    let record = repo.visible_image(id)?;
-    lease::ensure_free(repo, &record)?;
+    let _order = (!without!("remove.lock")).then(|| lock_image(repo, id)).transpose()?;
+    let record = if without!("remove.reread") { record } else { repo.visible_image(id)? };
+    if !without!("remove.lease") {
+        lease::ensure_free(repo, &record)?;
+    }
     if open_here {
         return Err(in_use(repo, id, "it is open in this process"));
     }
-    let _alone = repo.driver.lock_use(id, true)?.ok_or_else(|| in_use(repo, id, "it is open for reading"))?;
-    ensure_unused(repo, &record)?;
+    let alone = repo.driver.lock_use(id, true)?;
+    if alone.is_none() && !without!("remove.lock.use") {
+        return Err(in_use(repo, id, "it is open for reading"));
+    }
+    if !without!("remove.lock.volume") {
+        ensure_unused(repo, &record)?;
+    }
     mark_removed(repo, id)?;
-    if !record.freeze.is_empty() {
+    if !record.freeze.is_empty() && !without!("remove.freeze") {
         // Its snapshots get its volume.
         switch::complete(repo, id)?;
     }
@@ -47,10 +56,10 @@ fn ensure_unused(repo: &Repo, record: &ImageRecord) -> Result<()> {
 
 fn mark_removed(repo: &Repo, id: ImageId) -> Result<()> {
     let removed = repo.update_image(id, |now| {
-        if !now.visible() {
+        if !now.visible() && !without!("remove.compare.visible") {
             return Err(repo.image_not_found(id));
         }
-        if let Some(open) = lease::holder(repo, now)? {
+        if let Some(open) = lease::holder(repo, now)?.filter(|_| !without!("remove.compare.held")) {
             return Err(lease::held(repo, id, open));
         }
         now.state = State::Removed;

@@ -1,6 +1,8 @@
 //! Replace: an image gets a volume of another representation; what is built on it follows, because it refers to the
 //! image.
 
+use vdsmstore_io::without;
+
 use crate::id::ImageId;
 use crate::options::Strategy;
 use crate::record::{Fill, How, ImageRecord, Kind, State, VolumeFormat};
@@ -16,12 +18,12 @@ pub(crate) fn begin(repo: &Repo, whole: &Chain) -> Result<bool> {
     let image = &whole.top().image;
     if whole.status() != Status::Degraded
         || image.next.is_some()
-        || lease::is_held(repo, image)?
+        || !without!("replace.lease") && lease::is_held(repo, image)?
         || !image.freeze.is_empty()
     {
         return Ok(false);
     }
-    if image.kind == Kind::Disk {
+    if image.kind == Kind::Disk && !without!("replace.lock") {
         // Nothing is announced that could not begin: a program outside may be writing.
         drop(chain::open(repo, image.id(), Access::ReadStill)?);
     }
@@ -30,10 +32,10 @@ pub(crate) fn begin(repo: &Repo, whole: &Chain) -> Result<bool> {
     let new = add::NewVolume { format: VolumeFormat::Raw, size: image.size, backing: None, fill };
     let next = add::announce_volume(repo, new, image.id())?;
     let announced = repo.update_image(image.id(), |now| {
-        if now.volume != image.volume
-            || now.next.is_some()
-            || now.state != State::Live
-            || lease::is_held(repo, now)?
+        if now.volume != image.volume && !without!("replace.compare.begun-volume")
+            || now.next.is_some() && !without!("replace.compare.begun-next")
+            || now.state != State::Live && !without!("replace.compare.begun-state")
+            || !without!("replace.compare.begun-held") && lease::is_held(repo, now)?
         {
             return Err(in_use(repo, image.id(), "it changed meanwhile"));
         }
@@ -64,10 +66,10 @@ pub(crate) fn seal(repo: &Repo, image: &ImageRecord) -> Result<()> {
     let Some(next) = image.next else { return Ok(()) };
     let sealed = repo.update_image(image.id(), |now| {
         // A disk that was written since is not what was copied.
-        if now.next != Some(next)
-            || now.token != image.token
-            || now.volume != image.volume
-            || lease::is_held(repo, now)?
+        if now.next != Some(next) && !without!("replace.compare.next")
+            || now.token != image.token && !without!("replace.compare.token")
+            || now.volume != image.volume && !without!("replace.compare.volume")
+            || !without!("replace.compare.held") && lease::is_held(repo, now)?
         {
             return Err(add::displaced(repo, next));
         }

@@ -3,6 +3,8 @@
 //! The intent is in the disk's own record (`freeze`): every way to write the disk completes it first, so that the
 //! moment of the snapshot is the moment of the intent.
 
+use vdsmstore_io::without;
+
 use crate::id::{ImageId, Token, VolumeId};
 use crate::record::{Backing, Fill, How, ImageRecord, Kind, Source, State, VolumeFormat, VolumeRecord};
 use crate::repo::{Change, Repo};
@@ -21,11 +23,13 @@ pub(crate) fn intend(repo: &Repo, disk: ImageId, new: &NewImage<'_>) -> Result<I
         let message = format!("image {disk} in repository {:?} is a snapshot, not a virtual disk", repo.id);
         return Err(Error::new(ErrorKind::NotADisk, message).with("imageId", disk.to_string()));
     }
-    lease::ensure_free(repo, &record)?;
+    if !without!("switch.lease") {
+        lease::ensure_free(repo, &record)?;
+    }
     if let Some(taken) = repo.image(new.id)? {
         return Ok(Intended::Taken(taken));
     }
-    if record.next.is_some() {
+    if record.next.is_some() && !without!("switch.next") {
         lease::drop_next(repo, disk)?;
         record = repo.visible_image(disk)?;
     }
@@ -38,11 +42,14 @@ pub(crate) fn intend(repo: &Repo, disk: ImageId, new: &NewImage<'_>) -> Result<I
         return Err(Error::new(ErrorKind::TooManyVolumes, message).with("imageId", disk.to_string()));
     }
     // Nobody may be writing: neither a store nor a QEMU process.
-    let _still = chain::open_volume(repo, record.volume, Access::Write)
+    let access = if without!("switch.lock.volume") { Access::Moment } else { Access::Write };
+    let _still = chain::open_volume(repo, record.volume, access)
         .map_err(|error| error.context(format_args!("image {disk} in repository {:?}", repo.id)))?;
     let volume = record.volume;
-    let _new = try_lock(repo, new.id)?;
-    repo.driver.mark(Marker::Holder(volume, new.id))?;
+    let _new = (!without!("switch.lock.new")).then(|| try_lock(repo, new.id)).transpose()?;
+    if !without!("switch.marker") {
+        repo.driver.mark(Marker::Holder(volume, new.id))?;
+    }
     let intended = (|| {
         let mut snapshot = add::pending(repo, new, volume)?;
         if !repo.create(&mut snapshot)? {
@@ -51,7 +58,10 @@ pub(crate) fn intend(repo: &Repo, disk: ImageId, new: &NewImage<'_>) -> Result<I
             return Ok(Intended::Taken(taken));
         }
         let frozen = repo.update_image(disk, |now| {
-            if now.volume != volume || now.open != record.open || now.state != State::Live {
+            if now.volume != volume && !without!("switch.compare.volume")
+                || now.open != record.open && !without!("switch.compare.open")
+                || now.state != State::Live && !without!("switch.compare.state")
+            {
                 return Err(in_use(repo, disk, "it changed meanwhile"));
             }
             if !now.freeze.contains(&new.id) {
@@ -95,11 +105,13 @@ pub(crate) fn take_moment(repo: &Repo, disk: &ImageRecord, new: &NewImage<'_>) -
     let intended = add::intend(repo, &new, volume)?;
     if let Intended::New(snapshot) = &intended {
         let cloned = (|| {
-            let _order = try_lock(repo, new.id)?;
+            let _order = (!without!("switch.lock.moment")).then(|| try_lock(repo, new.id)).transpose()?;
             let volume = repo.volume(snapshot.volume)?;
             let mut volume = volume.ok_or_else(|| add::displaced(repo, snapshot.volume))?;
             let opened = lay_out_clone(repo, &mut volume, &fill)?;
-            opened.device.flush()?;
+            if !without!("switch.flush.moment") {
+                opened.device.flush()?;
+            }
             add::seal(repo, new.id, &volume)
         })();
         if let Err(error) = cloned {
@@ -134,21 +146,36 @@ pub(crate) fn complete(repo: &Repo, disk: ImageId) -> Result<()> {
     }
     let volume =
         repo.volume(volume_id)?.ok_or_else(|| chain::broken(repo, disk, "its volume has no record"))?;
-    let opened = chain::open_volume(repo, volume_id, Access::Write)
+    let access = if without!("switch.lock.frozen") { Access::Moment } else { Access::Write };
+    let opened = chain::open_volume(repo, volume_id, access)
         .map_err(|error| error.context(format_args!("snapshot {first} of image {disk} in {:?}", repo.id)))?;
-    opened.device.flush()?;
+    if !without!("switch.flush.frozen") && access == Access::Write {
+        opened.device.flush()?;
+    }
     match repo.driver.copy_on_write() {
         CopyOnWrite::Reflink => {
+            let early = without!("switch.order.freeze");
+            if early {
+                clear_freeze(repo, &record)?;
+            }
             for snapshot in wanted.iter().filter(|snapshot| snapshot.volume == volume_id) {
                 clone_for(repo, snapshot, &volume, &opened)?;
             }
-            clear_freeze(repo, &record)?;
+            if !early {
+                clear_freeze(repo, &record)?;
+            }
         }
         CopyOnWrite::Overlay => {
             // Live before the switch, so that the disk is never built on an image that is not there; `freeze` keeps
             // the volume that both have unwritten.
-            promote_all(repo, &wanted, volume_id)?;
+            let late = without!("switch.order.promote");
+            if !late {
+                promote_all(repo, &wanted, volume_id)?;
+            }
             overlay(repo, &record, &wanted, &volume)?;
+            if late {
+                promote_all(repo, &wanted, volume_id)?;
+            }
             repo.driver.unmark(Marker::Holder(volume_id, disk))?;
         }
     }
@@ -180,7 +207,9 @@ fn overlay(repo: &Repo, disk: &ImageRecord, frozen: &[ImageRecord], volume: &Vol
         if now.volume == top.id() {
             return Ok(Change::Keep);
         }
-        if now.volume != volume.id() || now.freeze != disk.freeze {
+        if now.volume != volume.id() && !without!("switch.compare.moved")
+            || now.freeze != disk.freeze && !without!("switch.compare.freeze")
+        {
             return Err(in_use(repo, disk.id(), "it changed meanwhile"));
         }
         now.volume = top.id();
@@ -198,7 +227,7 @@ fn overlay(repo: &Repo, disk: &ImageRecord, frozen: &[ImageRecord], volume: &Vol
 
 /// A clone of the frozen volume for one snapshot; the disk keeps its own.
 fn clone_for(repo: &Repo, snapshot: &ImageRecord, volume: &VolumeRecord, opened: &OpenVolume) -> Result<()> {
-    let _order = try_lock(repo, snapshot.id())?;
+    let _order = (!without!("switch.lock.clone")).then(|| try_lock(repo, snapshot.id())).transpose()?;
     let new = NewVolume {
         format: volume.format,
         size: volume.size,
@@ -207,13 +236,15 @@ fn clone_for(repo: &Repo, snapshot: &ImageRecord, volume: &VolumeRecord, opened:
     };
     let mut copy = add::announce_volume(repo, new, snapshot.id())?;
     let handle = repo.driver.clone_volume(opened, copy.id())?;
-    if let Some(backing) = &copy.backing {
+    if let Some(backing) = &copy.backing
+        && !without!("switch.permit")
+    {
         merge::permit(repo, backing.image, volume.id(), copy.id())?;
     }
     copy.mirror = volume.mirror;
     add::ready(repo, &copy)?;
     let sealed = repo.update_image(snapshot.id(), |now| {
-        if now.state != State::Pending || now.volume != volume.id() {
+        if (now.state != State::Pending || now.volume != volume.id()) && !without!("switch.compare.cloned") {
             return Ok(Change::Keep);
         }
         now.volume = copy.id();
@@ -240,7 +271,7 @@ fn clear_freeze(repo: &Repo, disk: &ImageRecord) -> Result<()> {
         hidden.extend(repo.image(*id)?);
     }
     repo.update_image(disk.id(), |now| {
-        now.freeze.retain(|id| !disk.freeze.contains(id));
+        now.freeze.retain(|id| !disk.freeze.contains(id) && !without!("switch.compare.asked"));
         remember_frozen(now, &hidden);
         Ok(Change::Put)
     })?;
@@ -267,14 +298,16 @@ pub(crate) fn disk_of(repo: &Repo, snapshot: &ImageRecord) -> Result<Option<Imag
 
 /// An immutable image with the disk's data as it is now: one that exists, or a new hidden one. The caller holds no lock.
 pub(crate) fn freeze_as_base(repo: &Repo, disk: ImageId) -> Result<ImageRecord> {
-    let _order = super::lock_image(repo, disk)?;
+    let _order = (!without!("switch.lock.base")).then(|| super::lock_image(repo, disk)).transpose()?;
     let mut record = repo.visible_image(disk)?;
     if needs_moment(repo, &record)? {
         let new = hidden(&record);
         take_moment(repo, &record, &new)?;
         return repo.image(new.id)?.ok_or_else(|| repo.image_not_found(new.id));
     }
-    lease::ensure_free(repo, &record)?;
+    if !without!("switch.lease.base") {
+        lease::ensure_free(repo, &record)?;
+    }
     if !record.freeze.is_empty() {
         // What was asked for before may be what is wanted now.
         complete(repo, disk)?;
@@ -283,7 +316,7 @@ pub(crate) fn freeze_as_base(repo: &Repo, disk: ImageId) -> Result<ImageRecord> 
     let below = repo.volume(record.volume)?.and_then(|volume| volume.backing).map(|backing| backing.image);
     for candidate in [below, record.frozen_as].into_iter().flatten() {
         if let Some(image) = repo.image(candidate)?
-            && image.token == record.token
+            && (image.token == record.token || without!("switch.compare.token"))
             && image.size == record.size
             && image.state == State::Live
             && image.can_back()

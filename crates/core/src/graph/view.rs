@@ -1,5 +1,7 @@
 //! What callers are told of an image.
 
+use vdsmstore_io::without;
+
 use crate::record::{ImageRecord, Kind, OpenMode, State};
 use crate::repo::Repo;
 use crate::repository::Read;
@@ -34,7 +36,10 @@ fn judge(repo: &Repo, image: &ImageRecord) -> Result<(Status, Chain)> {
         return Ok((chain.status(), chain));
     }
     // What was read may have been moving: broken is only what is so twice.
-    let now = repo.image(image.id())?.unwrap_or_else(|| image.clone());
+    let now = match repo.image(image.id())? {
+        Some(now) if !without!("view.reread") => now,
+        _ => image.clone(),
+    };
     Ok(match resolve(&Now(repo, Read::Fresh), now)? {
         Resolved::Whole(chain) => (chain.status(), chain),
         Resolved::Broken(chain, _) => (Status::Broken, chain),

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard};
 
+use serde_json::Value;
 use uuid::Uuid;
-use vdsmstore_io::Device as _;
 use vdsmstore_io::device::sim::{Power, SimDevice, SimStorage};
+use vdsmstore_io::{Device as _, without};
 
 use super::World;
-use super::state::{Host, Locked, Name, Node, State, id};
+use super::state::{Host, Locked, Name, Node, State, Unknown, id};
 use super::volume::{Held, LockedDevice};
 use crate::id::{BlobId, ImageId, Incarnation, VolumeId};
 use crate::repository::{
@@ -62,7 +63,17 @@ impl SimDriver {
         self.power.step()?;
         state.change(self.me(), name, node);
         self.power.step()?;
-        state.sync_all_of(self.me(), name);
+        let skipped = match name {
+            Name::Record(_) => without!("driver.flush.record"),
+            Name::Child(..) => without!("driver.flush.child"),
+            Name::Holder(..) => without!("driver.flush.holder"),
+            Name::Progress(_) => without!("driver.flush.progress"),
+            Name::Blob(..) => without!("driver.flush.blob"),
+            Name::Object(_) => without!("driver.flush.object"),
+        };
+        if !skipped {
+            state.sync_all_of(self.me(), name);
+        }
         Ok(())
     }
 
@@ -84,17 +95,17 @@ impl SimDriver {
     ) -> Result<Put> {
         let mut state = self.enter()?;
         let unknown = match state.unknown {
-            Some((0, happened)) => {
+            Some((0, outcome)) => {
                 state.unknown = None;
-                Some(happened)
+                Some(outcome)
             }
-            Some((puts, happened)) => {
-                state.unknown = Some((puts - 1, happened));
+            Some((puts, outcome)) => {
+                state.unknown = Some((puts - 1, outcome));
                 None
             }
             None => None,
         };
-        if unknown == Some(false) {
+        if unknown == Some(Unknown::Lost) {
             return Ok(Put::Unknown);
         }
         let name = Name::Record(key);
@@ -102,17 +113,31 @@ impl SimDriver {
             Some(Node::Record { generation, bytes }) => (*generation, bytes.is_some()),
             _ => (0, false),
         };
-        if !fits(generation, exists) {
+        if !fits(generation, exists) && !without!("driver.compare") {
             return Ok(Put::Conflict);
         }
         let generation = generation + 1;
         let node = Node::Record { generation, bytes: content.map(<[u8]>::to_vec) };
         self.change(&mut state, name, Some(node))?;
+        if let (Some(Unknown::BuiltUpon), Some(bytes)) = (unknown, content)
+            && let Some(bytes) = put_once_more(bytes)
+        {
+            let node = Node::Record { generation: generation + 1, bytes: Some(bytes) };
+            self.change(&mut state, name, Some(node))?;
+        }
         Ok(if unknown.is_some() { Put::Unknown } else { Put::Done(generation) })
     }
 
     fn lock(&self, what: Locked) -> Result<Option<Held>> {
-        let token = self.enter()?.lock(self.me(), what);
+        let mut state = self.enter()?;
+        let pretended = match what {
+            Locked::Image(_) => without!("driver.lock.image"),
+            Locked::Use(..) => without!("driver.lock.use"),
+            Locked::Volume(_, Access::Write) => without!("driver.lock.write"),
+            Locked::Volume(_, Access::Lease) => without!("driver.lock.lease"),
+            Locked::Volume(..) => without!("driver.lock.read"),
+        };
+        let token = if pretended { Some(state.next()) } else { state.lock(self.me(), what) };
         Ok(token.map(|token| Held::new(&self.world, token)))
     }
 
@@ -123,6 +148,7 @@ impl SimDriver {
             .ok_or_else(|| in_use("somebody else works with it"))?;
         let qemu = self.qemu_use(volume)?;
         match access {
+            _ if without!("driver.look.qemu") => Ok(held),
             Access::Write if qemu.open || qemu.writing => Err(in_use("a QEMU process has it open")),
             Access::ReadStill if qemu.writing => Err(in_use("a QEMU process has it open")),
             _ => Ok(held),
@@ -182,6 +208,18 @@ impl SimDriver {
     }
 }
 
+/// The record as another host writes it after that put, changing nothing.
+fn put_once_more(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut record: Value = serde_json::from_slice(bytes).ok()?;
+    let fields = record.as_object_mut()?;
+    let nonce = fields.insert("nonce".to_owned(), Uuid::new_v4().to_string().into())?;
+    let generation = fields.get("gen")?.as_u64()? + 1;
+    fields.insert("gen".to_owned(), generation.into());
+    let before = fields.entry("before").or_insert_with(|| Value::Array(Vec::new()));
+    before.as_array_mut()?.insert(0, nonce);
+    serde_json::to_vec(&record).ok()
+}
+
 fn object_path(volume: VolumeId) -> String {
     format!("/simulated/data/{volume}")
 }
@@ -236,7 +274,7 @@ impl Driver for SimDriver {
 
     fn get(&self, key: RecordKey, read: Read) -> Result<Option<Versioned>> {
         let mut state = self.enter()?;
-        if read == Read::Fresh {
+        if read == Read::Fresh && !without!("driver.flush.fresh") {
             state.sync(Name::Record(key));
         }
         Ok(match state.visible(Name::Record(key)) {
@@ -402,8 +440,12 @@ impl Driver for SimDriver {
             state.sync_all_of(self.me(), Name::Object(volume));
             let open = self.opened(&mut state, volume, storage, Access::Write, lock);
             drop(state);
-            open.device.set_len(0)?;
-            open.device.flush()?;
+            if !without!("driver.zero.object") {
+                open.device.set_len(0)?;
+            }
+            if !without!("driver.flush.emptied") {
+                open.device.flush()?;
+            }
             return Ok(open);
         }
         let storage = SimStorage::new(self.world.nonce.as_u64_pair().0, state.next());
@@ -421,7 +463,9 @@ impl Driver for SimDriver {
         let storage = SimStorage::new(id(&from).domain, state.next());
         self.power.step()?;
         from.clone_to(&storage);
-        SimDevice::new(storage.clone(), self.power.clone(), object_path(target), true).flush()?;
+        if !without!("driver.flush.clone") {
+            SimDevice::new(storage.clone(), self.power.clone(), object_path(target), true).flush()?;
+        }
         self.change(&mut state, Name::Object(target), Some(Node::Object(storage.clone())))?;
         Ok(self.opened(&mut state, target, storage, Access::Write, lock))
     }
@@ -448,7 +492,7 @@ impl Driver for SimDriver {
     fn delete_volume(&self, volume: VolumeId, locked: OpenVolume) -> Result<()> {
         let mut state = self.enter()?;
         if let Ok(storage) = Self::object(&state, volume) {
-            if id(&storage) != locked.device.id() {
+            if id(&storage) != locked.device.id() && !without!("driver.compare.object") {
                 let message = format!("volume {volume} is to be deleted with the lock of another volume");
                 return Err(Error::new(ErrorKind::Internal, message));
             }

@@ -19,6 +19,8 @@ use crate::repository::{Driver, HostIdentity, Liveness, Marker, QemuUse, RecordK
 use driver::SimDriver;
 use state::{Name, Node, State};
 
+pub use state::Unknown;
+
 /// What kind of storage is simulated.
 #[derive(Clone, Copy, Debug)]
 pub struct SimOptions {
@@ -81,9 +83,14 @@ impl SimWorld {
         Self(Arc::new(World { options, nonce, state: Mutex::new(self.0.state().duplicate()) }))
     }
 
-    /// The put after `puts` others, by whatever host, will answer that it does not know whether it `happened`.
-    pub fn inject_unknown(&self, puts: u64, happened: bool) {
-        self.0.state().unknown = Some((puts, happened));
+    /// The put after `puts` others, by whatever host, will answer that its outcome is unknown.
+    pub fn inject_unknown(&self, puts: u64, outcome: Unknown) {
+        self.0.state().unknown = Some((puts, outcome));
+    }
+
+    /// Whether there was no such put yet.
+    pub fn awaits_unknown(&self) -> bool {
+        self.0.state().unknown.is_some()
     }
 
     /// What QEMU processes do with a volume from now on.

@@ -87,6 +87,17 @@ struct Lock {
     what: Locked,
 }
 
+/// What becomes of a put whose outcome the storage does not tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unknown {
+    /// Nothing.
+    Lost,
+    /// It is done.
+    Done,
+    /// It is done, and another host has put the record once more since.
+    BuiltUpon,
+}
+
 /// A registered store.
 #[derive(Clone, Debug)]
 pub(super) struct Host {
@@ -106,8 +117,8 @@ pub(super) struct State {
     /// Who opened an object for writing last: whose power cut loses what is not flushed.
     pub(super) writers: BTreeMap<DeviceId, Incarnation>,
     pub(super) qemu: BTreeMap<VolumeId, QemuUse>,
-    /// The put that many puts from now has an unknown outcome; whether it happens.
-    pub(super) unknown: Option<(u64, bool)>,
+    /// The put that many puts from now has an unknown outcome.
+    pub(super) unknown: Option<(u64, Unknown)>,
     /// For lock tokens and objects.
     counter: u64,
 }

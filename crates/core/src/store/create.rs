@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use vdsmstore_io::without;
+
 use crate::graph::add::{self, Intended, NewImage, NewVolume};
 use crate::graph::chain::{Chain, MAX_DEPTH};
 use crate::graph::search::{Found, Search};
@@ -232,7 +234,7 @@ pub(super) fn snapshot(
     if let Some(id) = answered(&repo, id, request.as_ref())? {
         return Ok(id);
     }
-    let order = lock_image(&repo, disk)?;
+    let order = (!without!("create.lock.disk")).then(|| lock_image(&repo, disk)).transpose()?;
     // One that was only announced comes first: its moment has passed.
     if repo.visible_image(disk)?.freeze.len() >= MAX_FREEZE {
         switch::complete(&repo, disk)?;
@@ -317,7 +319,9 @@ pub(super) fn copy(
     let found = search.find(&repo, image)?;
     if found.record.kind == Kind::Disk && !found.repo.driver.clone_under_writer() {
         // Whoever writes it would change what is being read.
-        store.explained(&found.repo, image, lease::ensure_free(&found.repo, &found.record))?;
+        if !without!("create.lease") {
+            store.explained(&found.repo, image, lease::ensure_free(&found.repo, &found.record))?;
+        }
     }
     let mut volume = match base {
         None => full_copy(&found, found.record.size, options.strategy, options.bandwidth),
@@ -425,7 +429,7 @@ fn snapshot_copy(
                 return Ok(present);
             }
             State::Live => {
-                let _order = lock_image(repo, id)?;
+                let _order = (!without!("create.lock.refill")).then(|| lock_image(repo, id)).transpose()?;
                 return replace::refill(repo, &present, volume);
             }
             State::Removed => {
@@ -463,6 +467,7 @@ fn resurrect(repo: &Repo, removed: &ImageRecord, user_data: &str) -> Result<Opti
     }
     add::drop_user_data(repo, removed);
     match add::look(repo, id, false) {
+        _ if without!("create.look.back") => Ok(Some(live)),
         Ok(()) => Ok(Some(live)),
         Err(_) => Ok(None),
     }
@@ -479,7 +484,7 @@ fn begin_again(
     if removed.kind != Kind::Snapshot || chain::whole(repo, removed.clone(), Read::Fresh).is_ok() {
         return Ok(None);
     }
-    let _order = lock_image(repo, id)?;
+    let _order = (!without!("create.lock.again")).then(|| lock_image(repo, id)).transpose()?;
     let new = add::announce_volume(repo, volume, id)?;
     let stored = repo.store_user_data(id, user_data)?;
     let mut pending = ImageRecord {

@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
+use vdsmstore_io::without;
 
 use crate::graph::mend::{Clean, Mend};
 use crate::graph::search::Search;
@@ -614,7 +615,9 @@ impl Inner {
 /// Opens an image for reading: its bytes do not change while it is open.
 fn open_for_reading(repo: &Repo, id: ImageId) -> Result<chain::OpenChain> {
     let record = repo.visible_image(id)?;
-    lease::ensure_free(repo, &record)?;
+    if !without!("read.lease") {
+        lease::ensure_free(repo, &record)?;
+    }
     let access = if record.kind == Kind::Disk { Access::ReadStill } else { Access::Read };
     let reader = reader_of(repo, id)?;
     let opened = chain::open(repo, id, access)?;
@@ -632,6 +635,8 @@ fn open_moment(repo: &Repo, id: ImageId) -> Result<chain::OpenChain> {
 }
 
 fn reader_of(repo: &Repo, id: ImageId) -> Result<Box<dyn Guard>> {
+    let alone = without!("read.lock");
+    let id = if alone { ImageId::random() } else { id };
     repo.driver.lock_use(id, false)?.ok_or_else(|| graph::in_use(repo, id, "it is being removed"))
 }
 

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use vdsmstore_io::Format;
+use vdsmstore_io::{Format, without};
 
 use crate::graph::chain::{self, Chain, OpenChain};
 use crate::graph::{in_use, lease, mirror};
@@ -61,7 +61,9 @@ impl Inner {
         }
         let read = chain::whole(repo, record.clone(), Read::Fresh)?;
         describe(repo, &read, read_only)?;
-        correct_mirrors(repo, &read)?;
+        if !without!("prepare.mirrors") {
+            correct_mirrors(repo, &read)?;
+        }
         let chain = if read_only {
             super::open_for_reading(repo, id)?
         } else {
@@ -86,19 +88,20 @@ impl Inner {
             return Ok(());
         };
         if !force {
-            if repo.driver.qemu_use(record.volume)?.open {
+            if repo.driver.qemu_use(record.volume)?.open && !without!("prepare.look.qemu") {
                 return Err(in_use(repo, id, "a QEMU process has it open"));
             }
             if here.is_none() {
-                if open.host != self.host_id {
+                if open.host != self.host_id && !without!("prepare.compare.host") {
                     return Err(lease::held(repo, id, &open));
                 }
                 // Another process of this host prepared it: it must be gone.
-                let lock = repo.driver.open_volume(record.volume, Access::Lease);
+                let access = if without!("prepare.lock") { Access::Moment } else { Access::Lease };
+                let lock = repo.driver.open_volume(record.volume, access);
                 drop(lock.map_err(|e| e.context(format_args!("image {id} in repository {:?}", repo.id)))?);
             }
         }
-        lease::clear(repo, id, |now| *now == open)?;
+        lease::clear(repo, id, |now| *now == open || without!("prepare.compare.open"))?;
         prepared.retain(|entry| !entry.is(repo, id));
         Ok(())
     }

@@ -9,7 +9,7 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::{Device, DeviceExtent, DeviceId};
-use crate::{Error, ErrorKind, Result, sys};
+use crate::{Error, ErrorKind, Result, sys, without};
 
 /// Zeroes for file systems that cannot punch holes.
 static ZEROES: [u8; 65536] = [0; 65536];
@@ -100,7 +100,7 @@ impl FileDevice {
     }
 
     fn check_poisoned(&self) -> Result<()> {
-        if self.poisoned.load(Ordering::Acquire) {
+        if self.poisoned.load(Ordering::Acquire) && !without!("file.poisoned") {
             return Err(Error::new(ErrorKind::Poisoned, "an earlier flush failed").with_path(&self.path));
         }
         Ok(())
@@ -242,6 +242,9 @@ impl Device for FileDevice {
 
     fn flush(&self) -> Result<()> {
         self.check_poisoned()?;
+        if without!("file.flush") {
+            return Ok(());
+        }
         self.file.sync_data().map_err(|e| {
             self.poisoned.store(true, Ordering::Release);
             Error::os("cannot flush", e).with_path(&self.path)

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::{Content, Image};
 use crate::format::qcow2::{Below, Qcow2};
-use crate::{Device, Error, ErrorKind, Result};
+use crate::{Device, Error, ErrorKind, Result, without};
 
 /// The layers under the top one while the disk grows: bytes beyond its old end are not read as they are, but
 /// they count when it is asked whether zeroes may be left out.
@@ -38,7 +38,8 @@ impl Image {
     /// device cannot hold it. Reads and writes within the old size may go on meanwhile.
     pub fn grow(&self, new_size: u64) -> Result<()> {
         let top = self.check_write(0, 0)?;
-        let _one = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = (!without!("image.lock.growing"))
+            .then(|| self.growing.lock().unwrap_or_else(PoisonError::into_inner));
         let old = self.size();
         if new_size == old {
             return Ok(());
@@ -66,7 +67,8 @@ impl Image {
                 }
                 image.check_growth(new_size)?;
                 self.zero_growth(image, old, new_size)?;
-                let _guard = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+                let _guard = (!without!("image.lock.grow"))
+                    .then(|| self.gate.write().unwrap_or_else(PoisonError::into_inner));
                 image.flush_and_grow(new_size)?;
                 top.size.store(new_size, Ordering::Release);
                 Ok(())
@@ -80,7 +82,11 @@ impl Image {
         let below = UnderGrowing { image: self, new };
         // The rest of the old last cluster.
         let first = old.next_multiple_of(cluster_size);
-        self.each_part(image, old, first.min(new) - old, |at, length| image.zero_part(at, length, &below))?;
+        if !without!("image.zero.grow-part") {
+            self.each_part(image, old, first.min(new) - old, |at, length| {
+                image.zero_part(at, length, &below)
+            })?;
+        }
         // Whole clusters: explicit zeroes over what lies below, beyond it only where there is something.
         let zero = |from: u64, to: u64, allocated_only: bool| {
             self.each_part(image, from, to.saturating_sub(from), |at, length| {
@@ -91,8 +97,12 @@ impl Image {
         let end = new.next_multiple_of(cluster_size);
         let covered = shown.min(new).next_multiple_of(cluster_size).max(first);
         let reach = image.reach()?;
-        zero(first, covered.min(reach), false)?;
-        zero(covered, end.min(reach), true)?;
+        if !without!("image.zero.grow") {
+            zero(first, covered.min(reach), false)?;
+        }
+        if !without!("image.zero.grow-old") {
+            zero(covered, end.min(reach), true)?;
+        }
         if new > reach {
             // New entries of L1 are empty; what they are filled with goes to new tables only.
             image.extend_l1(new)?;
@@ -109,13 +119,17 @@ fn grow_raw(device: &dyn Device, old: u64, new: u64) -> Result<()> {
             .with_range(old, new - old));
     }
     let length = device.len()?;
-    if length > old {
+    if length > old && !without!("image.zero.grow-raw") {
         device.write_zeroes(old, length.min(new) - old)?;
-        device.flush()?;
+        if !without!("image.flush.grow-zeroes") {
+            device.flush()?;
+        }
     }
     if length < new {
         device.set_len(new)?;
-        device.flush()?;
+        if !without!("image.flush.grow-raw") {
+            device.flush()?;
+        }
     }
     Ok(())
 }

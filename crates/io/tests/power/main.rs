@@ -11,6 +11,7 @@ mod common;
 mod content;
 mod cutter;
 mod packed;
+mod places;
 mod random;
 mod scenarios;
 mod stage;

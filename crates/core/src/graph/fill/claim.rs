@@ -1,5 +1,7 @@
 //! Who fills a volume: taking over from a former owner, and going on where it was.
 
+use vdsmstore_io::without;
+
 use crate::Result;
 use crate::graph::{add, clean, in_use};
 use crate::id::VolumeId;
@@ -21,15 +23,16 @@ pub(super) fn claim(
     // On storage of one host, the lock of the bytes itself is the proof.
     let certain = repo.owns(&volume.header)
         || !repo.driver.capabilities().multi_host
-        || repo.driver.liveness(former)? == Liveness::CertainlyDead;
+        || repo.driver.liveness(former)? == Liveness::CertainlyDead
+        || without!("claim.compare.dead");
     if !certain {
         return Ok(None);
     }
     let from = watermark(repo, image, &volume)?;
-    if let Some(fill) = &mut volume.fill {
+    if let Some(fill) = volume.fill.as_mut().filter(|_| !without!("claim.from")) {
         fill.from = from;
     }
-    if !repo.claim(&mut volume)? {
+    if !without!("claim.epoch") && !repo.claim(&mut volume)? {
         return Err(in_use(repo, image.id(), "another host took over its work"));
     }
     Ok(Some((volume, from)))
@@ -40,18 +43,20 @@ pub(crate) fn watermark(repo: &Repo, image: &ImageRecord, volume: &VolumeRecord)
     let Some(fill) = &volume.fill else { return Ok(0) };
     let wanted = fill.source.as_ref().map(|source| source.token);
     let progress = repo.progress(image.id())?.filter(|progress| {
-        progress.volume == volume.id()
-            && progress.epoch == volume.header.epoch
-            && (wanted.is_none() || progress.source_token == wanted)
+        (progress.volume == volume.id() || without!("claim.compare.volume"))
+            && (progress.epoch == volume.header.epoch || without!("claim.compare.epoch"))
+            && (wanted.is_none() || progress.source_token == wanted || without!("claim.compare.token"))
             && progress.watermark <= volume.size
     });
     let from = progress.map_or(fill.from, |progress| progress.watermark.max(fill.from));
-    Ok(if repo.driver.volume_exists(volume.id())? { from } else { 0 })
+    Ok(if repo.driver.volume_exists(volume.id())? || without!("claim.look.object") { from } else { 0 })
 }
 
 /// Points the image at a new volume with the same fill; the old one may still be written and is left to be cleaned.
 pub(super) fn replace_volume(repo: &Repo, image: &ImageRecord, mut fill: Fill) -> Result<()> {
-    fill.from = 0;
+    if !without!("claim.anew") {
+        fill.from = 0;
+    }
     let Some(old) = filled(image) else { return Ok(()) };
     let record = repo.volume(old)?.ok_or_else(|| add::displaced(repo, old))?;
     let (format, size, backing) = (record.format, record.size, record.backing);
@@ -77,7 +82,7 @@ pub(super) fn clone_anew(repo: &Repo, image: &ImageRecord, fill: &Fill) -> Resul
     };
     let base = new.backing.as_ref().filter(|_| new.fill.how != How::Clone).map(|backing| backing.image);
     point(repo, image, old, new)?;
-    base.map_or(Ok(()), |base| add::look(repo, base, false))
+    base.filter(|_| !without!("claim.look.base")).map_or(Ok(()), |base| add::look(repo, base, false))
 }
 
 /// The volume that is being filled for the image.
@@ -89,7 +94,9 @@ fn point(repo: &Repo, image: &ImageRecord, old: VolumeId, new: add::NewVolume) -
     let is_next = image.state != State::Pending;
     let new = add::announce_volume(repo, new, image.id())?;
     let moved = repo.update_image(image.id(), |now| {
-        if now.state != image.state || now.volume != image.volume || now.next != image.next {
+        if (now.state != image.state || now.volume != image.volume || now.next != image.next)
+            && !without!("claim.compare.image")
+        {
             return Err(add::displaced(repo, old));
         }
         if is_next {

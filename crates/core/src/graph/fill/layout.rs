@@ -1,6 +1,6 @@
 //! The layout that a fill starts from.
 
-use vdsmstore_io::{Device, qcow2};
+use vdsmstore_io::{Device, qcow2, without};
 
 use crate::graph::{add, chain, impossible_size, lock_image, merge};
 use crate::id::VolumeId;
@@ -16,6 +16,7 @@ pub(super) fn lay_out(repo: &Repo, volume: &mut VolumeRecord, fill: &Fill) -> Re
             Some(source) => repo.image(source.image)?.filter(|image| image.kind == Kind::Disk),
             None => None,
         };
+        let disk = disk.filter(|_| !without!("layout.lock"));
         let _order = disk.map(|disk| lock_image(repo, disk.id())).transpose()?;
         return lay_out_clone(repo, volume, fill);
     }
@@ -49,7 +50,8 @@ pub(super) fn can_clone(repo: &Repo, volume: &VolumeRecord, fill: &Fill) -> Resu
     let Some(source) = &fill.source else { return Ok(true) };
     let Some(image) = repo.image(source.image)? else { return Ok(true) };
     let Some(now) = repo.volume(image.volume)? else { return Ok(true) };
-    Ok(now.format == volume.format && now.backing == volume.backing)
+    let same = now.format == volume.format && now.backing == volume.backing;
+    Ok(same || without!("layout.compare.announced"))
 }
 
 /// The data object as a clone of the source's volume, at this moment if that is a disk: its lock, which the caller
@@ -60,13 +62,13 @@ pub(crate) fn lay_out_clone(repo: &Repo, volume: &mut VolumeRecord, fill: &Fill)
     let access = if is_disk { Access::Moment } else { Access::Read };
     let chain = chain::open(repo, source.image, access)?;
     let top = &chain.chain.top().volume;
-    if top.format != volume.format || top.backing != volume.backing {
+    if (top.format != volume.format || top.backing != volume.backing) && !without!("layout.compare.locked") {
         let message =
             format!("image {} changed its representation: the clone must be announced anew", source.image);
         return Err(Error::new(ErrorKind::Conflict, message));
     }
     let opened = repo.driver.clone_volume(&chain.volumes[0], volume.id())?;
-    if let Some(backing) = &volume.backing {
+    if let Some(backing) = volume.backing.as_ref().filter(|_| !without!("layout.permit")) {
         merge::permit(repo, backing.image, top.id(), volume.id())?;
     }
     if volume.format == VolumeFormat::Raw && opened.device.len()? != volume.size {

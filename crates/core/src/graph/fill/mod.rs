@@ -8,7 +8,7 @@ mod source;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vdsmstore_io::{Control, Image, Layer, Target, execute, plan};
+use vdsmstore_io::{Control, Image, Layer, Target, execute, plan, without};
 
 use crate::id::{ImageId, Token};
 use crate::job::{Env, Step};
@@ -107,9 +107,10 @@ impl Filler {
         // A disk that was written since the intent: what is copied is its present state, from the beginning.
         if let (Some(opened), Some(wanted)) = (&source, &fill.source)
             && let Some(token) = opened.token.filter(|token| *token != wanted.token)
+            && !without!("fill.compare.token")
         {
             fill.source = Some(Source { token, ..wanted.clone() });
-            if from > 0 {
+            if from > 0 && !without!("fill.compare.from") {
                 drop(source);
                 return replace_volume(repo, image, fill).map(|()| Start::Replaced);
             }
@@ -147,7 +148,9 @@ impl Filler {
     /// Copies the next piece. Done: everything is in place and durable.
     pub fn step(&mut self, env: &Env<'_>) -> Result<Step> {
         let Some(mut copy) = self.copy.take() else {
-            self.opened.device.flush()?;
+            if !without!("fill.flush.laid") {
+                self.opened.device.flush()?;
+            }
             return Ok(Step::Done);
         };
         let result = self.copy_some(&mut copy, env);
@@ -156,12 +159,14 @@ impl Filler {
     }
 
     fn copy_some(&self, copy: &mut Copying, env: &Env<'_>) -> Result<Step> {
-        if copy.looked_at.elapsed() >= LOOK {
+        if copy.looked_at.elapsed() >= LOOK && !without!("fill.look.often") {
             self.look()?;
             copy.looked_at = Instant::now();
         }
         if copy.position >= copy.size {
-            copy.target.flush()?;
+            if !without!("fill.flush.end") {
+                copy.target.flush()?;
+            }
             return Ok(Step::Done);
         }
         if let Some(pause) = copy.limit.pause() {
@@ -195,12 +200,16 @@ impl Filler {
     }
 
     fn flush(&self, copy: &mut Copying, env: &Env<'_>) -> Result<()> {
-        copy.target.flush()?;
+        if !without!("fill.flush.watermark") {
+            copy.target.flush()?;
+        }
         copy.watermark = copy.position;
         copy.unflushed = 0;
         copy.flushed_at = Instant::now();
         // A watermark of a host that lost the volume would lie about its successor's bytes.
-        self.look()?;
+        if !without!("fill.look.watermark") {
+            self.look()?;
+        }
         copy.looked_at = Instant::now();
         env.task.set_done(copy.position);
         self.persist(copy, None)
@@ -244,7 +253,8 @@ impl Filler {
         } else if matches!(standing, Ok(VolumeState::Filling)) {
             let (position, watermark, size, token) = self.copy.as_ref().map_or((0, 0, 0, None), |copy| {
                 // What was copied whole is kept, if it can be.
-                let watermark = if copy.target.flush().is_ok() { copy.position } else { copy.watermark };
+                let flushed = without!("fill.flush.failed") || copy.target.flush().is_ok();
+                let watermark = if flushed { copy.position } else { copy.watermark };
                 (copy.position, watermark, copy.size, copy.source.token)
             });
             // It cannot be said if the storage does not take it.
@@ -267,12 +277,14 @@ impl Filler {
         let displaced = || add::displaced(&self.repo, id);
         let image = self.repo.image(self.image)?.ok_or_else(displaced)?;
         let wanted = match image.state {
+            _ if without!("fill.compare.wanted") => true,
             State::Pending => image.volume == id,
             State::Live | State::Removed => image.next == Some(id),
             State::Absorbed => false,
         };
         let volume = self.repo.volume(id)?.ok_or_else(displaced)?;
-        let ours = self.repo.owns(&volume.header) && volume.header.epoch == self.volume.header.epoch;
+        let ours = (self.repo.owns(&volume.header) || without!("fill.compare.owner"))
+            && (volume.header.epoch == self.volume.header.epoch || without!("fill.compare.epoch"));
         if wanted && ours { Ok(volume.state) } else { Err(displaced()) }
     }
 }
@@ -305,7 +317,7 @@ fn set_bandwidth(
 fn store_fill(repo: &Repo, volume: &mut VolumeRecord, fill: &Fill) -> Result<()> {
     let epoch = volume.header.epoch;
     let written = repo.update_volume(volume.id(), |now| {
-        if now.header.epoch != epoch || !repo.owns(&now.header) {
+        if (now.header.epoch != epoch || !repo.owns(&now.header)) && !without!("fill.compare.store") {
             return Err(add::displaced(repo, volume.id()));
         }
         now.fill = Some(fill.clone());
@@ -339,7 +351,7 @@ fn copying(
         source,
         base,
         backed,
-        fresh: from == 0,
+        fresh: from == 0 || without!("fill.zero"),
         position: from,
         watermark: from,
         unflushed: 0,

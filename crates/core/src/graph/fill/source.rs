@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use vdsmstore_io::{Image, Layer};
+use vdsmstore_io::{Image, Layer, without};
 
 use super::BASE_TRIES;
 use crate::graph::chain::{self, OpenChain};
@@ -42,9 +42,11 @@ pub(super) fn settle_base(repo: &Repo, volume: &mut VolumeRecord, fill: &Fill) -
             }
             _ => return Ok(()),
         };
-        repo.driver.mark(Marker::Child(base.id(), volume.id()))?;
+        if !without!("source.marker.base") {
+            repo.driver.mark(Marker::Child(base.id(), volume.id()))?;
+        }
         if set_backing(repo, volume, Some(Backing { image: base.id(), size: base.size }))?
-            && add::look(repo, base.id(), false).is_ok()
+            && (without!("source.look.base") || add::look(repo, base.id(), false).is_ok())
         {
             return Ok(());
         }
@@ -62,7 +64,10 @@ pub(super) fn set_backing(repo: &Repo, volume: &mut VolumeRecord, backing: Optio
     if repo.replace(volume)? {
         return Ok(true);
     }
-    let now = repo.volume(volume.id())?.filter(|now| repo.owns(&now.header) && now.header.epoch == epoch);
+    let ours = |now: &VolumeRecord| {
+        repo.owns(&now.header) && now.header.epoch == epoch || without!("source.compare.owner")
+    };
+    let now = repo.volume(volume.id())?.filter(ours);
     *volume = now.ok_or_else(|| add::displaced(repo, volume.id()))?;
     Ok(false)
 }
@@ -70,7 +75,8 @@ pub(super) fn set_backing(repo: &Repo, volume: &mut VolumeRecord, backing: Optio
 /// Whether the image to be cloned, which is in this repository, is not complete yet.
 pub(super) fn is_source_pending(repo: &Repo, fill: &Fill) -> Result<bool> {
     let Some(source) = &fill.source else { return Ok(false) };
-    Ok(repo.image(source.image)?.is_some_and(|image| image.state == State::Pending))
+    Ok(repo.image(source.image)?.is_some_and(|image| image.state == State::Pending)
+        && !without!("source.compare.pending"))
 }
 
 /// Opens what is to be copied; None if nothing is.
@@ -127,7 +133,9 @@ pub(super) fn open_image(
             let (opened, token) = pin::open(&repo, source.image)?;
             return Ok(Opened { token: Some(token), ..Opened::new(&opened)? });
         }
-        lease::ensure_free(&repo, &record)?;
+        if !without!("source.lease") {
+            lease::ensure_free(&repo, &record)?;
+        }
         return Opened::new(&chain::open(&repo, source.image, Access::ReadStill)?);
     }
     let mut opened = Opened::new(&chain::open(&repo, source.image, Access::Read)?)?;
@@ -153,7 +161,7 @@ pub(crate) fn find_image(
         let usable = if record.kind == Kind::Disk {
             repo.driver.repository_nonce() == source.repo && record.state == State::Live
         } else {
-            record.can_back() && is_whole(repo, record.clone())?
+            record.can_back() && (without!("source.compare.whole") || is_whole(repo, record.clone())?)
         };
         if usable {
             return Ok(Some((Arc::clone(repo), record)));

@@ -1,6 +1,6 @@
 //! Before anything is moved down: the images that go are flagged, and the lowest volume is made fit for what comes.
 
-use vdsmstore_io::{Image, Layer, RunKind};
+use vdsmstore_io::{Image, Layer, RunKind, without};
 
 use crate::Result;
 use crate::graph::look::{Now, View};
@@ -17,19 +17,21 @@ use super::Line;
 /// lowest volume may be written. False: somebody came to need one of them. Those above it keep their flags: nobody but
 /// the image above needs them, and a shorter line is merged later.
 pub(super) fn all(repo: &Repo, line: &mut Line) -> Result<bool> {
-    for index in (0..line.lowers.len()).rev() {
+    let count = line.lowers.len();
+    for at in 0..count {
+        let index = if without!("absorb.order") { at } else { count - 1 - at };
         let above = line.above(index).id();
         let lower = &mut line.lowers[index].image;
         if lower.state == State::Absorbed {
             continue;
         }
         let mut flagged = ImageRecord { state: State::Absorbed, absorbed_by: vec![above], ..lower.clone() };
-        if !repo.claim(&mut flagged)? {
+        if !without!("absorb.flag") && !repo.claim(&mut flagged)? {
             return Ok(false);
         }
         // Who announced itself before the flag is seen now; who comes later sees the flag.
         let built = Now(repo, Read::Fresh).built_on(flagged.id())?;
-        if !built.iter().all(|child| child.id() == above) {
+        if !built.iter().all(|child| child.id() == above) && !without!("absorb.look") {
             let mut back = ImageRecord { state: lower.state, absorbed_by: Vec::new(), ..flagged };
             repo.replace(&mut back)?;
             return Ok(false);
@@ -41,6 +43,9 @@ pub(super) fn all(repo: &Repo, line: &mut Line) -> Result<bool> {
 
 /// Whether nothing else reads through an image that goes.
 pub(super) fn is_alone(repo: &Repo, line: &Line) -> Result<bool> {
+    if without!("absorb.look.seal") {
+        return Ok(true);
+    }
     for (index, lower) in line.lowers.iter().enumerate() {
         let built = Now(repo, Read::Fresh).built_on(lower.image.id())?;
         if built.iter().any(|child| child.id() != line.above(index).id()) {
@@ -55,7 +60,7 @@ pub(super) fn is_alone(repo: &Repo, line: &Line) -> Result<bool> {
 pub(crate) fn permit(repo: &Repo, base: ImageId, like: VolumeId, new: VolumeId) -> Result<()> {
     repo.update_image(base, |now| {
         let absorbed = now.state == State::Absorbed && now.absorbed_by.contains(&like);
-        if !absorbed || now.absorbed_by.contains(&new) {
+        if !absorbed || now.absorbed_by.contains(&new) || without!("absorb.permit") {
             return Ok(Change::Keep);
         }
         now.absorbed_by.push(new);
@@ -92,10 +97,12 @@ fn hide(repo: &Repo, line: &Line, lower: &[OpenVolume], upper: &OpenVolume) -> R
     let target = Image::open([own].into_iter().chain(below.unwrap_or_default()).collect(), true)?;
     for run in source.runs(from, end - from) {
         let run = run?;
-        if run.kind == RunKind::Hole {
+        if run.kind == RunKind::Hole && !without!("absorb.zero") {
             target.write_zeroes(run.offset, run.length)?;
         }
     }
-    target.flush()?;
-    Ok(())
+    if without!("absorb.flush") {
+        return Ok(());
+    }
+    Ok(target.flush()?)
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use vdsmstore_io::{Image, Layer, RunKind};
+use vdsmstore_io::{Image, Layer, RunKind, without};
 
 use crate::Result;
 use crate::graph::chain::mirror_of;
@@ -24,15 +24,24 @@ impl Merge {
         let below = line.backing().cloned();
         // Beyond what shows of the lowest image the upper one read zeroes; what is below it might be longer.
         let reach = line.reach();
-        if below.is_some() && reach < line.upper_volume.size {
+        if below.is_some() && reach < line.upper_volume.size && !without!("seal.zero") {
             self.zero_unallocated(reach)?;
-            self.target.flush()?;
+            if !without!("seal.flush.zero") {
+                self.target.flush()?;
+            }
         }
-        let backing = below.map(|below| Backing { size: below.size.min(reach), ..below });
+        let backing = below.map(|below| Backing {
+            size: if without!("seal.size") { below.size } else { below.size.min(reach) },
+            ..below
+        });
         if let Some(backing) = &backing {
-            repo.driver.mark(Marker::Child(backing.image, c))?;
+            if !without!("seal.marker.child") {
+                repo.driver.mark(Marker::Child(backing.image, c))?;
+            }
             // It covers now what the lowest volume covers.
-            permit(repo, backing.image, v, c)?;
+            if !without!("seal.permit") {
+                permit(repo, backing.image, v, c)?;
+            }
         }
         let mirror = match &backing {
             Some(backing) => mirror_of(repo, backing.image)?,
@@ -40,14 +49,18 @@ impl Merge {
         };
         mirror::write(&*self.upper.device, mirror)?;
         let sealed = repo.update_volume(c, |now| {
-            if now.backing.as_ref().is_none_or(|backing| backing.image != t) {
+            if now.backing.as_ref().is_none_or(|backing| backing.image != t)
+                && !without!("seal.compare.backing")
+            {
                 return Err(moved(repo, t));
             }
             if let Some(backing) = &backing {
                 // Should the locks have been a lie: the announcement may have been taken for one that led to nothing.
-                repo.driver.mark(Marker::Child(backing.image, c))?;
+                if !without!("seal.marker.again") {
+                    repo.driver.mark(Marker::Child(backing.image, c))?;
+                }
                 let still = repo.volume(v)?.and_then(|volume| volume.backing);
-                if still.is_none_or(|still| still.image != backing.image) {
+                if still.is_none_or(|still| still.image != backing.image) && !without!("seal.reread") {
                     return Err(moved(repo, t));
                 }
             }
@@ -86,9 +99,14 @@ impl Merge {
         if !is_alone(repo, line)? {
             return Err(moved(repo, s));
         }
-        repo.driver.mark(Marker::Holder(v, s))?;
+        if !without!("seal.marker.holder") {
+            repo.driver.mark(Marker::Holder(v, s))?;
+        }
         let sealed = repo.update_image(s, |now| {
-            if now.volume != c || now.next.is_some() || lease::is_held(repo, now)? {
+            if now.volume != c && !without!("seal.compare.volume")
+                || now.next.is_some() && !without!("seal.compare.next")
+                || !without!("seal.compare.held") && lease::is_held(repo, now)?
+            {
                 return Err(moved(repo, s));
             }
             now.volume = v;

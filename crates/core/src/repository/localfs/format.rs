@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
+use vdsmstore_io::without;
 
 use super::layout::{Dir, FLAT, MAX_RECORD, Room, TRIES, failed, parse_generation, wrong};
 use super::tree::Ownership;
@@ -246,7 +247,9 @@ fn build(root: &Dir, options: &FormatOptions, ownership: Ownership) -> Result<()
         if room == "reserve" {
             fill_reserve(&dir, ownership)?;
         }
-        dir.sync()?;
+        if !without!("localfs.flush.rooms") {
+            dir.sync()?;
+        }
     }
     let path = root.path.join(TEMPORARY);
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
@@ -257,17 +260,23 @@ fn build(root: &Dir, options: &FormatOptions, ownership: Ownership) -> Result<()
     own(root, &file, options, ownership.file_mode())?;
     let bytes = serde_json::to_vec(&Descriptor::new())
         .map_err(|e| wrong(ErrorKind::Internal, &path, "the descriptor cannot be written").because(e))?;
-    file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(|e| failed("cannot write", &path, e))?;
+    file.write_all(&bytes).map_err(|e| failed("cannot write", &path, e))?;
+    if !without!("localfs.flush.descriptor") {
+        file.sync_all().map_err(|e| failed("cannot write", &path, e))?;
+    }
     if (options.owner, options.group, options.mode) != (None, None, None) {
         own(root, root, options, ownership.dir_mode())?;
     }
-    root.sync()?;
+    if !without!("localfs.flush.root") {
+        root.sync()?;
+    }
     let name = descriptor_name(1);
     rustix::fs::linkat(root, TEMPORARY, root, &name, AtFlags::empty()).map_err(|e| match e {
         Errno::EXIST => wrong(ErrorKind::RepositoryExists, &root.path, "holds a repository already"),
         e => failed("cannot link", root.path.join(&name), e),
     })?;
-    if let Err(error) = root.sync() {
+    let named = if without!("localfs.flush.named") { Ok(()) } else { root.sync() };
+    if let Err(error) = named {
         // Whether it is a repository now is not known; it shall be none.
         let _ = root.unlink(&name);
         return Err(error);

@@ -18,6 +18,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use serde_json::{Map, Value};
 use uuid::Uuid;
+use vdsmstore_io::without;
 
 use crate::id::{BlobId, ImageId, Incarnation, VolumeId};
 use crate::repository::{
@@ -57,7 +58,13 @@ impl LocalFs {
         let registration = if descriptor.only_readable() { None } else { registration(&tree, &host)? };
         // Again: who changes it next will see that we are here, who has just changed it did not.
         let descriptor = match Descriptor::read(&tree.root) {
-            Ok(descriptor) if registration.is_none() || !descriptor.only_readable() => descriptor,
+            Ok(descriptor)
+                if registration.is_none()
+                    || !descriptor.only_readable()
+                    || without!("localfs.reread.descriptor") =>
+            {
+                descriptor
+            }
             result => {
                 let _ = tree.hosts.unlink(&host.incarnation.to_string());
                 return Err(result.err().unwrap_or_else(|| {

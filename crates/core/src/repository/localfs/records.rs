@@ -4,6 +4,7 @@ use rustix::fs::AtFlags;
 use rustix::io::Errno;
 use serde::Deserialize;
 use uuid::Uuid;
+use vdsmstore_io::without;
 
 use super::layout::{
     Dir, MAX_RECORD, Room, TRIES, failed, file_id, parse_generation, parse_record, record_name, wrong,
@@ -60,7 +61,7 @@ impl Tree {
         let (room, id) = place(key);
         let Some(shard) = self.shard(room, shard_of(id))? else { return Ok(None) };
         let Some(Newest { generation, bytes, names }) = newest(&shard, id)? else { return Ok(None) };
-        if read == Read::Fresh && !self.is_durable(room, id, generation) {
+        if read == Read::Fresh && !self.is_durable(room, id, generation) && !without!("localfs.flush.fresh") {
             // Its writer may not have come to this yet. That does for all that were listed.
             match shard.sync() {
                 Ok(()) => self.are_durable(room, names.iter().filter_map(|name| parse_record(name))),
@@ -112,7 +113,7 @@ impl Tree {
         let shard = self.make_shard(room, shard_of(id))?;
         let base = match expect {
             Expect::Generation(expect) => match generations(&shard.names()?, id).max() {
-                Some(highest) if highest == expect => expect,
+                Some(highest) if highest == expect || without!("localfs.compare.generation") => highest,
                 _ => return Ok(Put::Conflict),
             },
             Expect::Nothing => match newest(&shard, id)? {
@@ -139,7 +140,7 @@ impl Tree {
         match rustix::fs::linkat(shard, &temporary.name, shard, &name, AtFlags::empty()) {
             Ok(()) => {}
             Err(Errno::EXIST) => {
-                if !is(shard, &name, &temporary)? {
+                if !is(shard, &name, &temporary)? && !without!("localfs.compare.exists") {
                     return Ok(Put::Conflict);
                 }
             }
@@ -147,7 +148,7 @@ impl Tree {
             Err(Errno::IO | Errno::STALE | Errno::TIMEDOUT | Errno::INTR) => return Ok(Put::Unknown),
             Err(e) => return Err(failed("cannot link", shard.path.join(&name), e)),
         }
-        if shard.sync().is_err() {
+        if !without!("localfs.flush.record") && shard.sync().is_err() {
             return Ok(Put::Unknown);
         }
         let Ok(names) = shard.names() else { return Ok(Put::Unknown) };
@@ -155,7 +156,7 @@ impl Tree {
         if highest < next {
             return Ok(Put::Unknown);
         }
-        if highest - next > 1 {
+        if highest - next > 1 && !without!("localfs.reread") {
             // Either the name was free because our successors had removed it, then this put never counted; or two
             // others built on it since. It looks the same. In both cases the name is of no use any more.
             if is(shard, &name, &temporary).unwrap_or(false) {

@@ -12,6 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use uuid::Uuid;
+use vdsmstore_io::without;
 
 use super::format::{RESERVE_SIZE, fill_reserve, mend_reserve};
 use super::layout::{Dir, FileId, Room, failed, file_id, parse_shard, parse_temporary, wrong};
@@ -84,6 +85,9 @@ impl Temporary<'_> {
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let path = self.dir.path.join(&self.name);
         self.file.write_all(bytes).map_err(|e| failed("cannot write", &path, e))?;
+        if without!("localfs.flush.file") {
+            return Ok(());
+        }
         self.file.sync_all().map_err(|e| failed("cannot sync", &path, e))
     }
 
@@ -182,7 +186,9 @@ impl Tree {
         }
         // Also if somebody else made it: it may have made it just now. That does for all that are there.
         let names = parent.names()?;
-        parent.sync()?;
+        if !without!("localfs.flush.shard") {
+            parent.sync()?;
+        }
         let shards = names.iter().filter_map(|name| parse_shard(name));
         self.durable().shards.extend(shards.map(|shard| (room, shard)));
         Ok(dir)
@@ -237,7 +243,7 @@ impl Tree {
     /// Replaces a small file: atomic, durable, last writer wins.
     pub(super) fn replace(&self, dir: &Dir, name: &str, bytes: &[u8]) -> Result<()> {
         self.written(dir, bytes)?.rename(name)?;
-        dir.sync()
+        if without!("localfs.flush.renamed") { Ok(()) } else { dir.sync() }
     }
 
     /// Removes the temporary files among `names` whose stores are dead.

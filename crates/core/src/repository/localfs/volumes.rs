@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
-use vdsmstore_io::DeviceId;
+use vdsmstore_io::{DeviceId, without};
 
 use super::layout::{FileId, TRIES, failed, file_id, parse_id, wrong};
 use super::locks::{LockedFile, file_system, lock_volume, qemu_use};
@@ -35,10 +35,14 @@ impl Tree {
                 Err(error) => return Err(error),
             };
             lock_volume(&file, Access::Write, &path)?;
-            if self.is_named(&file, &name)? {
+            if without!("localfs.reread.created") || self.is_named(&file, &name)? {
                 file.set_len(0).map_err(|e| failed("cannot truncate", &path, e))?;
-                file.sync_all().map_err(|e| failed("cannot sync", &path, e))?;
-                self.data.sync()?;
+                if !without!("localfs.flush.emptied") {
+                    file.sync_all().map_err(|e| failed("cannot sync", &path, e))?;
+                }
+                if !without!("localfs.flush.created") {
+                    self.data.sync()?;
+                }
                 return opened(file, &path, true);
             }
         }
@@ -52,7 +56,9 @@ impl Tree {
         let temporary = self.temporary(&self.data)?;
         clone(&temporary.file, &from, &from_path)?;
         lock_volume(&temporary.file, Access::Write, &path)?;
-        temporary.file.sync_all().map_err(|e| failed("cannot sync", &path, e))?;
+        if !without!("localfs.flush.clone") {
+            temporary.file.sync_all().map_err(|e| failed("cannot sync", &path, e))?;
+        }
         for _ in 0..TRIES {
             match self.open_data(&name, true)? {
                 None => {
@@ -66,13 +72,15 @@ impl Tree {
                 Some(old) => {
                     // Nobody may be working with what is replaced; its lock is kept until it is.
                     lock_volume(&old, Access::Write, &path)?;
-                    if !self.is_named(&old, &name)? {
+                    if !without!("localfs.reread.cloned") && !self.is_named(&old, &name)? {
                         continue;
                     }
                     temporary.rename(&name)?;
                 }
             }
-            self.data.sync()?;
+            if !without!("localfs.flush.cloned") {
+                self.data.sync()?;
+            }
             let file = temporary.file.try_clone().map_err(|e| failed("cannot open again", &path, e))?;
             return opened(file, &path, true);
         }
@@ -101,7 +109,7 @@ impl Tree {
             let file = self.open_data(&name, writable)?.ok_or_else(|| missing(&path))?;
             lock_volume(&file, access, &path)?;
             // Else it is the lock of a file that was deleted or replaced before we had it.
-            if self.is_named(&file, &name)? {
+            if without!("localfs.reread.opened") || self.is_named(&file, &name)? {
                 return opened(file, &path, writable);
             }
         }
@@ -112,7 +120,7 @@ impl Tree {
         let name = volume.to_string();
         let path = self.data.path.join(&name);
         let Some(stat) = self.data.stat(&name)? else { return Ok(()) };
-        if device_id(file_id(&stat)) != locked.device.id() {
+        if device_id(file_id(&stat)) != locked.device.id() && !without!("localfs.compare.object") {
             return Err(wrong(
                 ErrorKind::Internal,
                 &path,
@@ -128,7 +136,9 @@ impl Tree {
         }
         self.with_reserve(|| self.data.unlink(&name))?;
         drop(locked);
-        self.data.sync()?;
+        if !without!("localfs.flush.deleted") {
+            self.data.sync()?;
+        }
         self.refill_reserve();
         Ok(())
     }

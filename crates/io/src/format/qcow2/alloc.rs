@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use super::header::MAX_REFTABLE_BYTES;
 use super::mapping::Qcow2;
 use super::refcount::Writer;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, without};
 
 /// Reading a part of a refcount block in search of free clusters is paid for by allocating that many.
 pub(super) const SCAN_COST: u64 = 256;
@@ -100,7 +100,8 @@ impl Qcow2 {
             let count = (start..end.min(start.saturating_add(want))).take_while(is_free).count() as u64;
             self.take(writer, start, count)?;
             writer.cursor = start + count;
-            return Ok(Some(Extent { start, count, fresh: false }));
+            let fresh = without!("qcow2.zero.reused");
+            return Ok(Some(Extent { start, count, fresh }));
         }
         Ok(None)
     }

@@ -2,7 +2,7 @@
 
 use super::header::{EXT_BACKING_FORMAT, Header, be32, be64, corrupt, unsupported};
 use super::table::SECTOR;
-use crate::{Device, Error, ErrorKind, Format, Result};
+use crate::{Device, Error, ErrorKind, Format, Result, without};
 
 /// Length of the version 3 header that we write, including the compression type.
 pub(super) const HEADER_LENGTH: usize = 112;
@@ -53,7 +53,9 @@ pub fn set_backing(device: &dyn Device, backing: Option<&Backing>) -> Result<()>
     let header = Header::read(device)?;
     let mut sector = [0; SECTOR];
     device.read_at(0, &mut sector)?;
-    if be64(&sector, 24) != Some(header.size) || be64(&sector, 40) != Some(header.l1_offset) {
+    if (be64(&sector, 24) != Some(header.size) || be64(&sector, 40) != Some(header.l1_offset))
+        && !without!("qcow2.compare.header")
+    {
         return Err(corrupt(device, "the header changed while it was read"));
     }
     if !is_ours(&sector) {
@@ -65,6 +67,9 @@ pub fn set_backing(device: &dyn Device, backing: Option<&Backing>) -> Result<()>
     })?;
     sector[88..96].fill(0);
     device.write_at(0, &sector)?;
+    if without!("qcow2.flush.backing") {
+        return Ok(());
+    }
     device.flush()
 }
 

@@ -4,7 +4,7 @@ use super::backing::{Backing, HEADER_LENGTH, put_backing};
 use super::header::{INCOMPATIBLE_COMPRESSION, MAGIC, MAX_L1_BYTES, unsupported};
 use super::packed::Compression;
 use super::table::SECTOR;
-use crate::{Device, Error, ErrorKind, Result};
+use crate::{Device, Error, ErrorKind, Result, without};
 
 /// 64 KiB.
 pub(super) const CLUSTER_BITS: u32 = 16;
@@ -69,7 +69,7 @@ pub fn create_compressed(
     let sector = header_sector(options, compression, l1_entries, l1_offset, table_clusters)
         .ok_or_else(|| invalid("the backing name is too long"))?;
 
-    if device.is_empty()? {
+    if device.is_empty()? || without!("qcow2.zero.create") {
         device.set_len(total * cluster_size)?;
     } else {
         // A block device has a length and old bytes.
@@ -86,8 +86,13 @@ pub fn create_compressed(
     }
     // The blocks are contiguous, and so are the counts.
     device.write_at(first_block * cluster_size, &counts)?;
-    device.flush()?;
+    if !without!("qcow2.flush.create") {
+        device.flush()?;
+    }
     device.write_at(0, &sector)?;
+    if without!("qcow2.flush.created") {
+        return Ok(());
+    }
     device.flush()
 }
 

@@ -3,14 +3,15 @@
 use std::sync::atomic::Ordering;
 
 use super::mapping::{Meta, Qcow2};
+use super::refcount::Writer;
 use super::table::SECTOR;
 use super::tracking::Tracking;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, without};
 
 impl Qcow2 {
     /// Fails with `Poisoned` after a failed flush.
     pub(super) fn check_poisoned(&self) -> Result<()> {
-        if self.poisoned.load(Ordering::Acquire) {
+        if self.poisoned.load(Ordering::Acquire) && !without!("qcow2.poisoned") {
             return Err(
                 Error::new(ErrorKind::Poisoned, "an earlier flush failed").with_path(self.device.name())
             );
@@ -21,6 +22,9 @@ impl Qcow2 {
     /// Makes the data that was written durable, while everything else goes on: the flush proper is short then.
     pub fn flush_data(&self) -> Result<()> {
         self.check_poisoned()?;
+        if without!("qcow2.flush.much") {
+            return Ok(());
+        }
         self.device.flush().inspect_err(|_| self.poisoned.store(true, Ordering::Release))
     }
 
@@ -36,7 +40,7 @@ impl Qcow2 {
         self.check_poisoned()?;
         let mut meta = self.lock()?;
         let result = self.flush_locked(&mut meta, size);
-        if result.is_err() {
+        if result.is_err() && !without!("qcow2.poison") {
             self.poisoned.store(true, Ordering::Release);
         }
         result
@@ -62,11 +66,21 @@ impl Qcow2 {
             return device.flush();
         };
 
+        if without!("qcow2.order.frees") {
+            self.release(writer)?;
+        }
+        if without!("qcow2.order.bitmap-flags")
+            && let Some(tracking) = &mut writer.tracking
+        {
+            tracking.finish(device)?;
+        }
         // Bits are data, though a crash makes them worthless.
         self.store_bits(writer)?;
 
         // (a) What nothing refers to yet: data (written already), refcounts, new tables.
-        writer.blocks.write(device)?;
+        if !without!("qcow2.order.refcounts") {
+            writer.blocks.write(device)?;
+        }
         if writer.table_moved {
             self.write_moved(&writer.table, writer.table_offset, writer.table_fresh)?;
         }
@@ -75,13 +89,17 @@ impl Qcow2 {
             self.write_moved(l1, *l1_offset, false)?;
             l1_dirty.clear();
         }
-        l2.write_new(device)?;
+        if !without!("qcow2.order.new-tables") {
+            l2.write_new(device)?;
+        }
         // A table whose last sectors were never written must still be read as a whole.
         let end = writer.high_water * self.cluster_size();
-        if device.len()? < end {
+        if device.len()? < end && !without!("qcow2.length") {
             device.set_len(end)?;
         }
-        device.flush()?;
+        if !without!("qcow2.flush.new") {
+            device.flush()?;
+        }
 
         // (b) The refcount table refers to blocks, the header to the table.
         if writer.table_moved {
@@ -95,7 +113,9 @@ impl Qcow2 {
             writer.table_dirty.clear();
         } else if !writer.table_dirty.is_clean() {
             self.write_entries(&writer.table, &writer.table_dirty, writer.table_offset)?;
-            device.flush()?;
+            if !without!("qcow2.flush.refcount-table") {
+                device.flush()?;
+            }
             writer.table_dirty.clear();
         }
 
@@ -109,7 +129,9 @@ impl Qcow2 {
             None => false,
         };
         if tables > 0 || bits || !l1_dirty.is_clean() {
-            device.flush()?;
+            if !without!("qcow2.flush.tables") {
+                device.flush()?;
+            }
             l1_dirty.clear();
         }
         // A moved L1 is all in place, and so is all that a larger disk shows.
@@ -129,7 +151,13 @@ impl Qcow2 {
         }
 
         // (d) Nothing durable refers to these any more. Lost, this is a leak.
-        if !writer.pending_packed.is_empty() {
+        self.release(writer)
+    }
+
+    /// Clusters that were given up become free.
+    fn release(&self, writer: &mut Writer) -> Result<()> {
+        let device = &*self.device;
+        if !writer.pending_packed.is_empty() && !without!("qcow2.forget-packed") {
             // New data may come to these places.
             self.unpacker.forget();
         }
@@ -148,7 +176,7 @@ impl Qcow2 {
     /// Writes a table that is held whole to a place that nothing refers to yet; `fresh`: it reads as zeroes.
     fn write_moved(&self, table: &[u64], offset: u64, fresh: bool) -> Result<()> {
         let bytes: Vec<u8> = table.iter().flat_map(|entry| entry.to_be_bytes()).collect();
-        if !fresh {
+        if !fresh && !without!("qcow2.zero.moved-table") {
             let whole = (bytes.len() as u64).next_multiple_of(self.cluster_size());
             self.device.write_zeroes(offset, whole)?;
         }

@@ -10,7 +10,7 @@ use super::header::{AUTOCLEAR_BITMAPS, Header, corrupt, unsupported};
 use super::mapping::{Meta, OFFSET_MASK, Qcow2};
 use super::refcount::Writer;
 use super::table::Sectors;
-use crate::{Device, Result};
+use crate::{Device, Result, without};
 
 /// So many separate ranges wait that they should be written.
 const MAX_TOUCHED: usize = 1 << 16;
@@ -121,7 +121,9 @@ impl Tracking {
             let flags = bitmap.flags | if in_use { bitmaps::IN_USE } else { 0 };
             device.write_at(bitmap.flags_at, &flags.to_be_bytes())?;
         }
-        device.flush()?;
+        if !without!("qcow2.flush.bitmap-flags") {
+            device.flush()?;
+        }
         self.in_use = in_use;
         Ok(())
     }
@@ -162,7 +164,7 @@ impl Qcow2 {
         let Meta { size, writer: Some(Writer { tracking: Some(tracking), .. }), .. } = &mut *meta else {
             return Ok(());
         };
-        if !tracking.in_use {
+        if !tracking.in_use && !without!("qcow2.marker.bitmaps") {
             tracking.write_flags(&*self.device, true)?;
         }
         // What a disk gains by growing is not marked.

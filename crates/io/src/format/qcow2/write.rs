@@ -8,7 +8,7 @@ use super::header::unsupported;
 use super::mapping::{Below, COPIED, Cluster, Meta, OFFSET_MASK, Qcow2};
 use super::refcount::Writer;
 use super::table::slice_length;
-use crate::{Device, Error, ErrorKind, Result};
+use crate::{Device, Error, ErrorKind, Result, without};
 
 /// What [`Qcow2::write_some`] decided under the lock.
 enum Step {
@@ -29,7 +29,7 @@ impl Qcow2 {
     pub(super) fn prepare(&self, meta: &mut Meta) -> Result<()> {
         self.check_poisoned()?;
         let writer = self.writer(&mut meta.writer)?;
-        if !writer.prepared {
+        if !writer.prepared && !without!("qcow2.autoclear") {
             // Whoever knows these bits must learn that we changed the image without knowing them.
             let autoclear = writer.autoclear;
             self.rewrite_header(|sector| sector[88..96].copy_from_slice(&autoclear.to_be_bytes()))?;
@@ -48,6 +48,7 @@ impl Qcow2 {
             .writer
             .as_ref()
             .is_some_and(|writer| writer.busy.iter().any(|cluster| clusters.contains(cluster)))
+            && !without!("qcow2.lock.busy")
         {
             meta = self.idle.wait(meta).map_err(|_| {
                 Error::new(ErrorKind::Poisoned, "a thread panicked while it changed the image")
@@ -62,7 +63,7 @@ impl Qcow2 {
         let table = slice / self.slices();
         let entry = meta.l1.get(table as usize).copied().unwrap_or(0);
         let exists = self.l2(meta, slice)?.is_some();
-        if exists && entry & COPIED != 0 {
+        if exists && (entry & COPIED != 0 || without!("qcow2.compare.table-shared")) {
             return Ok(());
         }
         let writer = self.writer(&mut meta.writer)?;
@@ -242,7 +243,12 @@ impl Qcow2 {
         self.prepare(&mut meta)?;
         let (index, within) = self.indexes(first << self.header.cluster_bits);
         self.ensure_l2(&mut meta, index)?;
-        let old = self.decode(self.entry(&mut meta, first)?)?;
+        let mut old = self.decode(self.entry(&mut meta, first)?)?;
+        if without!("qcow2.compare.shared")
+            && let Cluster::Data { copied, .. } = &mut old
+        {
+            *copied = true;
+        }
         let room = self.slice_entries() - within as u64;
         // Clusters that go the same way as the first: at least one.
         let follow = |meta: &mut Meta, limit: u64, same: &dyn Fn(u64, Cluster) -> bool| -> Result<u64> {
@@ -275,7 +281,8 @@ impl Qcow2 {
                 self.check_owned(writer, host)?;
                 writer.busy.insert(first);
                 let start = host >> self.header.cluster_bits;
-                Ok(Step::Allocate { extent: Extent { start, count: 1, fresh: false }, old, owned: true })
+                let fresh = without!("qcow2.zero.kept");
+                Ok(Step::Allocate { extent: Extent { start, count: 1, fresh }, old, owned: true })
             }
             Cluster::Unallocated | Cluster::Zero { .. } | Cluster::Data { .. } | Cluster::Compressed(_) => {
                 let simple =

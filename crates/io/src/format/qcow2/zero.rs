@@ -3,14 +3,16 @@
 use std::ops::Range;
 
 use super::mapping::{Below, Cluster, Piece, Qcow2, ZERO};
-use crate::Result;
+use crate::{Result, without};
 
 impl Qcow2 {
     /// Makes a range within that of one slice of an L2 table read as zeroes; `limit` is the end of the disk. The caller
     /// excludes [`Qcow2::flush`] meanwhile.
     pub fn write_zeroes(&self, offset: u64, length: u64, limit: u64, below: &dyn Below) -> Result<()> {
         // Zeroes that are there already would not be written, and be believed.
-        self.check_poisoned()?;
+        if !without!("qcow2.poisoned.zeroes") {
+            self.check_poisoned()?;
+        }
         let cluster_size = self.cluster_size();
         let end = offset + length;
         // The last cluster counts as whole if it is covered up to the end of the disk.
@@ -41,7 +43,7 @@ impl Qcow2 {
             let part = length.min(cluster_size - offset % cluster_size);
             let done = match self.map(offset, part)?.0 {
                 Piece::Zero => true,
-                Piece::Unallocated if !self.explicit_zero => true,
+                Piece::Unallocated if !self.explicit_zero || without!("qcow2.zero.part") => true,
                 Piece::Unallocated if below.is_zero(start, cluster_size)? => self.zero_unallocated(start)?,
                 Piece::Unallocated | Piece::Data(_) | Piece::Packed(..) => false,
             };
@@ -74,7 +76,7 @@ impl Qcow2 {
         let mut meta = self.wait_idle(self.lock()?, &clusters)?;
         let meta = &mut *meta;
         self.prepare(meta)?;
-        let new = if self.explicit_zero { ZERO } else { 0 };
+        let new = if self.explicit_zero && !without!("qcow2.zero.explicit") { ZERO } else { 0 };
         let (index, within) = self.indexes(clusters.start << self.header.cluster_bits);
         let count = (clusters.end - clusters.start) as usize;
         let stays = |old| match old {

@@ -1,0 +1,134 @@
+//! Switches that take out one safeguard each, so that the tests can be seen to notice: `docs/mutations.md`.
+//!
+//! Only with the feature `sim`. Without it [`without!`](crate::without) is `false`, and no binary has the names.
+
+/// Whether the safeguard of that name is taken out in this process.
+#[cfg(feature = "sim")]
+#[macro_export]
+macro_rules! without {
+    ($name:literal) => {
+        $crate::mutation::active($name)
+    };
+}
+
+/// Whether the safeguard of that name is taken out in this process: never, without the feature `sim`.
+#[cfg(not(feature = "sim"))]
+#[macro_export]
+macro_rules! without {
+    ($name:literal) => {
+        false
+    };
+}
+
+#[cfg(feature = "sim")]
+pub use switches::{Switch, active, all, reached};
+
+#[cfg(feature = "sim")]
+mod switches {
+    use std::collections::BTreeSet;
+    use std::fmt::Write as _;
+    use std::process::exit;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::{Mutex, OnceLock, PoisonError};
+
+    /// The name of the switch that is on.
+    const CHOICE: &str = "VDSMSTORE_MUTATION";
+    /// A file that is made when the place of the switch is reached for the first time. With no switch on, it gets the
+    /// names of all whose places are reached.
+    const WITNESS: &str = "VDSMSTORE_MUTATION_REACHED";
+    /// A process that is asked for a switch that does not exist ends with this status.
+    const NO_SUCH_SWITCH: i32 = 97;
+
+    /// What this process was asked for.
+    enum Mode {
+        Nothing,
+        /// This switch is on.
+        Without(&'static str),
+        /// None is; which places are reached?
+        Listing(Mutex<BTreeSet<String>>),
+    }
+
+    static MODE: OnceLock<Mode> = OnceLock::new();
+    static REACHED: AtomicU64 = AtomicU64::new(0);
+
+    /// One line of the table.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Switch {
+        /// As in `without!`.
+        pub name: &'static str,
+        /// The file, from the root of the sources.
+        pub place: &'static str,
+        /// What is taken out.
+        pub out: &'static str,
+        /// The test that notices it soonest; empty: none.
+        pub test: &'static str,
+    }
+
+    /// The table of all switches.
+    pub fn all() -> impl Iterator<Item = Switch> {
+        include_str!("mutations.txt").lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
+            let mut columns = line.split('|').map(str::trim);
+            Some(Switch {
+                name: columns.next()?,
+                place: columns.next()?,
+                out: columns.next()?,
+                test: columns.next()?,
+            })
+        })
+    }
+
+    /// Whether the switch is the one that `VDSMSTORE_MUTATION` names.
+    pub fn active(name: &str) -> bool {
+        match MODE.get_or_init(choose) {
+            Mode::Nothing => false,
+            Mode::Without(chosen) => {
+                let active = *chosen == name;
+                if active && REACHED.fetch_add(1, Ordering::Relaxed) == 0 {
+                    witness("");
+                }
+                active
+            }
+            Mode::Listing(names) => {
+                let mut names = names.lock().unwrap_or_else(PoisonError::into_inner);
+                if names.insert(name.to_owned()) {
+                    let lines = names.iter().fold(String::new(), |mut lines, name| {
+                        // Writing to a String cannot fail.
+                        let _ = writeln!(lines, "{name}");
+                        lines
+                    });
+                    witness(&lines);
+                }
+                false
+            }
+        }
+    }
+
+    /// How often the place of the switch that is on was reached in this process.
+    pub fn reached() -> u64 {
+        REACHED.load(Ordering::Relaxed)
+    }
+
+    fn choose() -> Mode {
+        let Ok(wanted) = std::env::var(CHOICE) else {
+            return match std::env::var_os(WITNESS) {
+                Some(_) => Mode::Listing(Mutex::default()),
+                None => Mode::Nothing,
+            };
+        };
+        if let Some(switch) = all().find(|switch| switch.name == wanted) {
+            return Mode::Without(switch.name);
+        }
+        // A test that fails would seem to have noticed something.
+        eprintln!("{CHOICE}: there is no switch {wanted:?}");
+        exit(NO_SUCH_SWITCH)
+    }
+
+    fn witness(text: &str) {
+        if let Some(path) = std::env::var_os(WITNESS)
+            && let Err(error) = std::fs::write(&path, text)
+        {
+            eprintln!("{WITNESS}: {}: {error}", path.display());
+            exit(NO_SUCH_SWITCH);
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! A disk that somebody holds is left alone, on simulated storage: one that a store has open, and one that was prepared
+//! for a program outside by a process that has gone. Whoever else wants it is told so, and nothing has changed.
+
+#![allow(
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    clippy::field_reassign_with_default,
+    clippy::unwrap_used,
+    reason = "the numbers of tests are small, and tests fail by panicking"
+)]
+
+#[allow(dead_code, reason = "other tests use the rest")]
+#[path = "crash/scene.rs"]
+mod scene;
+
+use std::collections::BTreeMap;
+
+use vdsmstore_core::id::Incarnation;
+use vdsmstore_core::options::{
+    AutoFix, CheckOptions, CopyOptions, CreateOptions, FixOptions, ForceOptions, PrepareOptions,
+    RemoveOptions, ResizeOptions, Strategy,
+};
+use vdsmstore_core::repository::{HostIdentity, QemuUse, Read, RecordKey};
+use vdsmstore_core::{Error, ErrorKind, Fix, FixType, Result, Store, StoreOptions};
+
+use scene::{Ids, NAMES, SIZE, Scene, content, host, pattern, read};
+
+/// A process of that machine.
+fn process(scene: &Scene, machine: &str) -> (Store, HostIdentity) {
+    let mut options = StoreOptions::default();
+    options.host_id = Some(machine.into());
+    options.threads = Some(0);
+    let store = Store::new(options).unwrap();
+    let identity =
+        HostIdentity { host_id: machine.into(), incarnation: Incarnation::random(), boot_id: machine.into() };
+    for (world, repo) in scene.worlds.iter().zip(NAMES) {
+        store.connect_driver(repo, world.connect(identity.clone())).unwrap();
+    }
+    (store, identity)
+}
+
+/// All records, as they are stored.
+fn records(scene: &Scene) -> BTreeMap<(usize, String), Vec<u8>> {
+    let mut all = BTreeMap::new();
+    for (repo, world) in scene.worlds.iter().enumerate() {
+        let driver = world.connect(host("looker"));
+        for key in world.records() {
+            all.insert((repo, format!("{key:?}")), driver.get(key, Read::Relaxed).unwrap().unwrap().bytes);
+        }
+        driver.close().unwrap();
+    }
+    all
+}
+
+/// A call, and then its tasks: the first error.
+fn done<T>(store: &Store, task: &str, call: Result<T>) -> Result<()> {
+    call?;
+    store.run_tasks();
+    store.wait_task(task, None)
+}
+
+type Attempt = (&'static str, fn(&Store, &Ids) -> Result<()>);
+
+/// What needs the disk `child` for itself, or still.
+const ATTEMPTS: &[Attempt] = &[
+    ("open for writing", |store, ids| store.open_image("A", &ids.child, true).map(drop)),
+    ("open for reading", |store, ids| store.open_image("A", &ids.child, false).map(drop)),
+    ("snapshot", |store, ids| {
+        store.create_snapshot("A", &ids.child, "{}", &CreateOptions::default()).map(drop)
+    }),
+    ("resize", |store, ids| {
+        store.resize_virtual_disk("A", &ids.child, 2 * SIZE as i64, &ResizeOptions::default())
+    }),
+    ("remove", |store, ids| store.remove_image("A", &ids.child, &RemoveOptions::default())),
+    ("copy", |store, ids| {
+        let options = CopyOptions { task_id: Some("copy".into()), ..CopyOptions::default() };
+        done(store, "copy", store.copy_image("B", &ids.child, None, "{}", &options))
+    }),
+];
+
+/// A fix of that type that is listed now; it is run later.
+fn listed(store: &Store, fix_type: FixType) -> Fix {
+    let fixes = store.check_storage_repository("A", &CheckOptions::default()).unwrap();
+    fixes.into_iter().find(|fix| fix.fix_type == fix_type).unwrap()
+}
+
+fn run(store: &Store, fix: &Fix) -> Result<()> {
+    let options = FixOptions { task_id: Some("fix".into()), ..FixOptions::default() };
+    done(store, "fix", store.fix_storage_repository("A", fix, &options))
+}
+
+fn in_use(what: &str, result: Result<()>) -> Error {
+    let error = result.err().unwrap_or_else(|| panic!("{what}: done, though somebody holds it"));
+    assert_eq!(error.kind(), ErrorKind::ImageInUse, "{what}: {error:?}");
+    error
+}
+
+/// Tries everything from another store, and looks whether anything changed.
+fn nobody_gets_it(
+    scene: &Scene,
+    ids: &Ids,
+    other: &Store,
+    (attempts, fixes): (&[Attempt], &[Fix]),
+    how: &str,
+) {
+    let before = records(scene);
+    for (name, attempt) in attempts {
+        let what = format!("{how}: {name}");
+        in_use(&what, attempt(other, ids));
+        assert!(records(scene) == before, "{what}: something has changed");
+    }
+    for fix in fixes {
+        let what = format!("{how}: {:?}", fix.fix_type);
+        in_use(&what, run(other, fix));
+        assert!(records(scene) == before, "{what}: something has changed");
+    }
+}
+
+/// The scene with only `child` on its snapshot, which is removed; and the fixes that this leaves to do.
+fn to_be_merged() -> (Scene, Ids, Vec<Fix>) {
+    let (scene, ids) = scene::scene(false);
+    let (store, _) = process(&scene, "setup");
+    store.remove_image("A", &ids.disk, &RemoveOptions::default()).unwrap();
+    store.run_tasks();
+    store.set_image_strategy("A", &ids.child, Strategy::Performance).unwrap();
+    let optimize = listed(&store, FixType::Optimize);
+    store.set_image_strategy("A", &ids.child, Strategy::Space).unwrap();
+    let later = RemoveOptions { auto_fix: AutoFix::Off, ..RemoveOptions::default() };
+    store.remove_image("A", &ids.snapshot, &later).unwrap();
+    let merge = listed(&store, FixType::Merge);
+    store.set_image_strategy("A", &ids.child, Strategy::Performance).unwrap();
+    store.close().unwrap();
+    (scene, ids, vec![merge, optimize])
+}
+
+#[test]
+fn one_that_is_open() {
+    let (scene, ids, fixes) = to_be_merged();
+    let (holder, _) = process(&scene, "one");
+    let (other, _) = process(&scene, "another");
+    let image = holder.open_image("A", &ids.child, true).unwrap();
+    nobody_gets_it(&scene, &ids, &other, (ATTEMPTS, &fixes), "open");
+    image.write(0, &[9; 512]).unwrap();
+    image.close().unwrap();
+    for fix in &fixes {
+        run(&other, fix).unwrap();
+    }
+    let mut data = content(&scene, 0, &ids.child);
+    data[..512].fill(9);
+    assert!(read(&other, "A", &ids.child).unwrap() == data);
+}
+
+/// The process that prepared it has gone, and no program has opened it yet.
+#[test]
+fn one_that_was_prepared() {
+    let (scene, ids, fixes) = to_be_merged();
+    let (gone, me) = process(&scene, "machine");
+    gone.prepare_image("A", &ids.child, &PrepareOptions::default()).unwrap();
+    for world in &scene.worlds {
+        world.crash(me.incarnation, &mut || true);
+    }
+    let (other, _) = process(&scene, "machine");
+    nobody_gets_it(&scene, &ids, &other, (ATTEMPTS, &fixes), "prepared");
+    // Its own machine gives it back, no other one.
+    let (elsewhere, _) = process(&scene, "elsewhere");
+    let give_back = |store: &Store| store.teardown_image("A", &ids.child, &ForceOptions::default());
+    in_use("teardown elsewhere", give_back(&elsewhere));
+    let is_child = |key: &RecordKey| matches!(key, RecordKey::Image(id) if id.to_string() == ids.child);
+    let key = scene.worlds[0].records().into_iter().find(is_child).unwrap();
+    let record = records(&scene)[&(0, format!("{key:?}"))].clone();
+    let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+    let volume = vdsmstore_core::id::VolumeId(record["volume"].as_str().unwrap().parse().unwrap());
+    scene.worlds[0].set_qemu(volume, QemuUse { writing: true, open: true });
+    in_use("teardown under QEMU", give_back(&other));
+    scene.worlds[0].set_qemu(volume, QemuUse::default());
+    give_back(&other).unwrap();
+    for fix in &fixes {
+        run(&other, fix).unwrap();
+    }
+    assert!(read(&other, "A", &ids.child).unwrap() == content(&scene, 0, &ids.child));
+}
+
+/// A QEMU process has it open, and nobody has prepared it.
+#[test]
+fn one_that_a_program_writes() {
+    let (scene, ids, fixes) = to_be_merged();
+    let (other, _) = process(&scene, "machine");
+    let volumes = scene.worlds[0].objects();
+    for volume in volumes {
+        scene.worlds[0].set_qemu(volume, QemuUse { writing: true, open: true });
+    }
+    // A copy is announced, and waits for it to be let go.
+    nobody_gets_it(&scene, &ids, &other, (&ATTEMPTS[..5], &fixes), "in QEMU");
+}
+
+/// An image that is read is not removed, and one that is being removed is not opened.
+#[test]
+fn one_that_is_read() {
+    let (scene, ids) = scene::scene(false);
+    let (reader, _) = process(&scene, "one");
+    let (other, _) = process(&scene, "another");
+    for id in [&ids.child, &ids.snapshot] {
+        let image = reader.open_image("A", id, false).unwrap();
+        in_use("remove", other.remove_image("A", id, &RemoveOptions::default()));
+        let mut start = vec![0; 512];
+        image.read(0, &mut start).unwrap();
+        image.close().unwrap();
+        other.remove_image("A", id, &RemoveOptions::default()).unwrap();
+        other.run_tasks();
+    }
+    assert_eq!(pattern(3), read(&other, "A", &ids.disk).unwrap());
+}

@@ -1,0 +1,243 @@
+//! Watermarks: work that is stopped, or whose host loses power, in the middle of its data, on simulated storage that keeps
+//! nothing that was not flushed. Whoever goes on believes the watermark, and it is right. What was flushed or closed is
+//! there.
+
+#![allow(
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    clippy::field_reassign_with_default,
+    clippy::unwrap_used,
+    reason = "the numbers of tests are small, and tests fail by panicking"
+)]
+
+#[allow(dead_code, reason = "other tests use the rest")]
+#[path = "crash/scene.rs"]
+mod scene;
+
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use vdsmstore_core::id::ImageId;
+use vdsmstore_core::options::{
+    AutoFix, Bandwidth, CheckOptions, CopyOptions, CreateOptions, FixOptions, RemoveOptions,
+};
+use vdsmstore_core::repository::{HostIdentity, Read as ReadMode, RecordKey};
+use vdsmstore_core::sim::{SimOptions, SimWorld};
+use vdsmstore_core::{FixType, Store, StoreOptions};
+
+use scene::{CLUSTER, NAMES, SIZE, Scene, fill, host, join, pattern, read, recover};
+
+const TASK: &str = "interrupted";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How the work ends before its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// It is stopped, and says how far it came.
+    Stopped,
+    /// The power goes once it has said by itself how far it is.
+    Power,
+}
+
+/// A store that works while this thread looks.
+fn worker(scene: &Scene) -> (Store, HostIdentity) {
+    let mut options = StoreOptions::default();
+    options.host_id = Some("worker".into());
+    let store = Store::new(options).unwrap();
+    let identity = host("worker");
+    for (world, repo) in scene.worlds.iter().zip(NAMES) {
+        store.connect_driver(repo, world.connect(identity.clone())).unwrap();
+    }
+    (store, identity)
+}
+
+/// The watermark that is stored for the image.
+fn watermark(world: &SimWorld, image: &str) -> u64 {
+    let driver = world.connect(host("looker"));
+    let progress = driver.get_progress(ImageId::parse(image).unwrap()).unwrap();
+    driver.close().unwrap();
+    progress.map_or(0, |bytes| {
+        let progress: Value = serde_json::from_slice(&bytes).unwrap();
+        progress["watermark"].as_u64().unwrap()
+    })
+}
+
+fn until(what: &str, done: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "{what}: never");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Ends the task that works on that image of the repository, and its host.
+fn interrupt(scene: &Scene, store: Store, me: &HostIdentity, repo: usize, image: &str, end: End) {
+    let world = &scene.worlds[repo];
+    match end {
+        End::Stopped => {
+            let moved = || {
+                let tasks = store.list_tasks().unwrap();
+                let task = tasks.iter().find(|task| task.task_id == TASK);
+                task.unwrap().bytes_done >= 2 * CLUSTER as u64
+            };
+            until("two clusters", moved);
+            store.stop_task(TASK).unwrap();
+        }
+        End::Power => until("a watermark", || watermark(world, image) > 0),
+    }
+    for world in &scene.worlds {
+        world.crash(me.incarnation, &mut || false);
+    }
+    let reached = watermark(world, image);
+    assert!(reached > 0 && reached < SIZE, "{end:?}: the watermark is {reached}");
+    drop(store);
+}
+
+/// Another host repairs everything, and each image holds what it must.
+fn judge(scene: &Scene, what: &str) {
+    let (store, _) = join(scene, "next");
+    recover(scene, &store, what);
+    for ((repo, id), data) in &scene.model {
+        assert!(read(&store, NAMES[*repo], id).unwrap() == *data, "{what}: {id} in {repo} is wrong");
+    }
+    store.close().unwrap();
+}
+
+fn empty() -> Scene {
+    let worlds = [(); 2].map(|()| SimWorld::new(SimOptions::default()));
+    Scene { worlds, model: BTreeMap::new() }
+}
+
+fn disk(store: &Store, data: &[u8]) -> String {
+    let plain = CreateOptions::default();
+    let id = store.create_virtual_disk("A", Some(SIZE as i64), None, "{}", &plain).unwrap().to_string();
+    fill(store, "A", &id, data);
+    id
+}
+
+/// A copy of a disk. `rewritten`: the disk is written before the copy is gone on with.
+fn copy(end: End, rewritten: bool) {
+    let mut scene = empty();
+    let (store, _) = join(&scene, "setup");
+    let source = disk(&store, &pattern(1));
+    scene.model.insert((0, source.clone()), pattern(1));
+    store.close().unwrap();
+    let (store, me) = worker(&scene);
+    let options = CopyOptions {
+        bandwidth: Some(Bandwidth(2 * CLUSTER as u64)),
+        task_id: Some(TASK.into()),
+        ..CopyOptions::default()
+    };
+    let copy = store.copy_image("B", &source, None, "{}", &options).unwrap().to_string();
+    interrupt(&scene, store, &me, 1, &copy, end);
+    scene.model.insert((1, copy), pattern(1));
+    if rewritten {
+        let (store, _) = join(&scene, "writer");
+        fill(&store, "A", &source, &pattern(2));
+        store.close().unwrap();
+        scene.model.values_mut().for_each(|data| *data = pattern(2));
+    }
+    judge(&scene, &format!("copy, {end:?}, rewritten {rewritten}"));
+}
+
+/// A merge of a removed snapshot with the disk on it.
+fn merge(end: End, down: bool) {
+    let mut scene = empty();
+    let (store, _) = join(&scene, "setup");
+    // What is moved is the smaller part.
+    let base = if down { 10 } else { 5 };
+    let id = disk(&store, &[vec![1; base * CLUSTER], vec![0; (10 - base) * CLUSTER]].concat());
+    let snapshot = store.create_snapshot("A", &id, "{}", &CreateOptions::default()).unwrap().to_string();
+    let mut data = read(&store, "A", &id).unwrap();
+    let image = store.open_image("A", &id, true).unwrap();
+    let written = if down { 0..4 * CLUSTER } else { 4 * CLUSTER..10 * CLUSTER };
+    data[written.clone()].fill(2);
+    image.write(written.start as i64, &data[written]).unwrap();
+    image.close().unwrap();
+    scene.model.insert((0, id.clone()), data);
+    let later = RemoveOptions { auto_fix: AutoFix::Off, ..RemoveOptions::default() };
+    store.remove_image("A", &snapshot, &later).unwrap();
+    store.close().unwrap();
+    let (store, me) = worker(&scene);
+    let fixes = store.check_storage_repository("A", &CheckOptions::default()).unwrap();
+    let fix = fixes.iter().find(|fix| fix.fix_type == FixType::Merge).unwrap();
+    let options = FixOptions { bandwidth: Some(Bandwidth(CLUSTER as u64)), task_id: Some(TASK.into()) };
+    store.fix_storage_repository("A", fix, &options).unwrap();
+    until("a task", || !store.list_tasks().unwrap().is_empty());
+    interrupt(&scene, store, &me, 0, &id, end);
+    judge(&scene, &format!("merge, down {down}, {end:?}"));
+    assert_eq!(
+        formats(&scene.worlds[0]),
+        [if down { "raw" } else { "qcow2" }],
+        "merged in the other direction"
+    );
+}
+
+/// Of all volumes.
+fn formats(world: &SimWorld) -> Vec<String> {
+    let driver = world.connect(host("looker"));
+    let volumes = world.records().into_iter().filter(|key| matches!(key, RecordKey::Volume(_)));
+    let format = |key| {
+        let record = driver.get(key, ReadMode::Relaxed).unwrap().unwrap();
+        let record: Value = serde_json::from_slice(&record.bytes).unwrap();
+        record["format"].as_str().unwrap().to_owned()
+    };
+    let formats = volumes.map(format).collect();
+    driver.close().unwrap();
+    formats
+}
+
+#[test]
+fn a_copy_that_was_stopped() {
+    copy(End::Stopped, false);
+}
+
+#[test]
+fn a_copy_without_power() {
+    copy(End::Power, false);
+}
+
+#[test]
+fn a_copy_of_what_is_another_by_now() {
+    copy(End::Stopped, true);
+}
+
+#[test]
+fn a_merge_that_was_stopped() {
+    merge(End::Stopped, true);
+    merge(End::Stopped, false);
+}
+
+#[test]
+fn a_merge_down_without_power() {
+    merge(End::Power, true);
+}
+
+#[test]
+fn a_merge_up_without_power() {
+    merge(End::Power, false);
+}
+
+/// A closed disk is durable, and a flushed one.
+#[test]
+fn what_was_closed_or_flushed_is_durable() {
+    for overlay in [false, true] {
+        for close in [false, true] {
+            let mut scene = empty();
+            let (store, me) = join(&scene, "victim");
+            let id = disk(&store, &pattern(1));
+            if overlay {
+                store.create_snapshot("A", &id, "{}", &CreateOptions::default()).unwrap();
+            }
+            let image = store.open_image("A", &id, true).unwrap();
+            let data = vec![7; SIZE as usize];
+            image.write(0, &data).unwrap();
+            if close { image.close() } else { image.flush() }.unwrap();
+            scene.worlds[0].crash(me.incarnation, &mut || false);
+            scene.model.insert((0, id), data);
+            judge(&scene, &format!("overlay {overlay}, close {close}"));
+        }
+    }
+}
