@@ -1,6 +1,7 @@
 //! What the tests share: QEMU's tools, images in a scratch directory, a small random generator.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod images;
 pub mod packed;
 
 use std::path::{Path, PathBuf};

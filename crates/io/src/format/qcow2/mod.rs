@@ -6,6 +6,7 @@
 mod alloc;
 mod backing;
 mod bitmaps;
+mod check;
 mod compressed;
 mod create;
 mod flush;
@@ -22,6 +23,7 @@ mod zero;
 
 pub use backing::{Backing, set_backing};
 pub use bitmaps::{Bitmap, bitmaps, visit_bitmap};
+pub use check::{Finding, Part, Problem, Report, Severity, check};
 pub use create::{CreateOptions, create, create_compressed};
 pub(crate) use mapping::{Below, Piece, Qcow2};
 pub use packed::Compression;
