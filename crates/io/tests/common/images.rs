@@ -30,13 +30,19 @@ struct Kind {
 }
 
 /// Data of zeroes, so that most bytes of the file that are none are tables. Parts of clusters, zeroes, discards.
-const SMALL: Step =
-    Io(&["write -q -P 0 0 40k", "write -q -P 0 100k 3k", "write -q -z 48k 8k", "discard -q 4k 8k"]);
+const SMALL: Step = Io(&[
+    "write -q -P 0 0 40k",
+    "write -q -P 0 100k 3k",
+    "write -q -z 16k 8k",
+    "write -q -z 48k 8k",
+    "discard -q 4k 8k",
+]);
 const MEDIUM: Step = Io(&[
     "write -q -P 0 0 400k",
     "write -q -P 0 3M 100k",
     "write -q -z 1M 256k",
     "write -q -z -u 64k 64k",
+    "write -q -z 256k 64k",
     "discard -q 128k 64k",
 ]);
 const LARGE: Step =

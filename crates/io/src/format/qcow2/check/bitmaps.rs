@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::header::{be32, be64};
 use super::refcounts::read_table;
-use super::{Checker, Part, Problem, Readable};
+use super::{Checker, Part, Readable};
 use crate::Result;
 
 /// An entry of the directory without its name.
@@ -43,25 +43,23 @@ impl Checker<'_> {
         let bitmaps = match self.read_directory()? {
             Ok(bitmaps) => bitmaps,
             Err(reason) => {
-                let problem = Problem::Unreadable { part: Part::BitmapDirectory, reason };
-                self.report.check_error(1, problem, directory.offset);
+                self.unreadable(Part::BitmapDirectory, reason, directory.offset);
                 return Ok(());
             }
         };
-        // Tables of a sound image do not overlap, so all together are no larger than the file.
-        let mut left = self.source.length();
+        let mut budget = self.table_budget();
         for bitmap in &bitmaps {
             if bitmap.flags & IN_USE != 0 {
                 self.report.bitmaps_in_use += 1;
             }
             let bytes = bitmap.table_entries * 8;
-            if !self.source.has(bitmap.table, bytes) || bytes > left {
-                let reason = "it is larger than the file, or overlaps others";
-                let problem = Problem::Unreadable { part: Part::BitmapTable, reason };
-                self.report.check_error(1, problem, bitmap.table);
+            let inside = self.source.length().saturating_sub(bitmap.table).min(bytes);
+            if !self.source.has(bitmap.table, bytes) || inside > budget {
+                let reason = "it lies beyond all offsets, or too many tables overlap";
+                self.unreadable(Part::BitmapTable, reason, bitmap.table);
                 continue;
             }
-            left -= bytes;
+            budget -= inside;
             self.check_bitmap(bitmap)?;
         }
         Ok(())
@@ -72,8 +70,7 @@ impl Checker<'_> {
         self.refer(bitmap.table, bitmap.table_entries * 8, 1, Part::BitmapTable);
         if bitmap.flags & IN_USE == 0 && bitmap.table_entries != self.bitmap_clusters(bitmap) {
             let reason = "it is not as large as the disk needs it";
-            let problem = Problem::Unreadable { part: Part::BitmapTable, reason };
-            self.report.check_error(1, problem, bitmap.table);
+            self.unreadable(Part::BitmapTable, reason, bitmap.table);
         }
         for entry in read_table(&self.source, bitmap.table, bitmap.table_entries)? {
             let offset = entry & ENTRY_OFFSET;
@@ -81,8 +78,7 @@ impl Checker<'_> {
                 || offset != 0 && (entry & ALL_ONES != 0 || !offset.is_multiple_of(cluster_size));
             if wrong {
                 let reason = "an entry has bits that it must not have";
-                let problem = Problem::Unreadable { part: Part::BitmapTable, reason };
-                self.report.check_error(1, problem, bitmap.table);
+                self.unreadable(Part::BitmapTable, reason, bitmap.table);
             } else if offset != 0 {
                 self.refer(offset, cluster_size, 1, Part::BitmapData);
             }

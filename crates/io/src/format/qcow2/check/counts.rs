@@ -48,20 +48,6 @@ impl Counts {
         sum - kept
     }
 
-    /// Takes from the count of a cluster.
-    pub fn remove(&mut self, cluster: u64, number: u64) {
-        let left = self.get(cluster).saturating_sub(number);
-        if let Some(Some(chunk)) = self.chunks.get_mut((cluster / CHUNK) as usize) {
-            let count = &mut chunk[(cluster % CHUNK) as usize];
-            if left < u64::from(LARGE) {
-                *count = left as u8;
-                self.large.remove(&cluster);
-            } else {
-                self.large.insert(cluster, left);
-            }
-        }
-    }
-
     /// The first cluster at or after this one that lies in a chunk with counts; `None`: there are no more.
     pub fn next_counted(&self, cluster: u64) -> Option<u64> {
         let first = (cluster / CHUNK) as usize;
@@ -119,14 +105,13 @@ mod tests {
         assert_eq!(counts.get(5000), 1255);
         assert_eq!(counts.add(5000, 10, 1260), 5);
         assert_eq!(counts.get(5000), 1260);
-        counts.remove(5000, 1250);
-        assert_eq!((counts.get(5000), counts.get(4999), counts.get(1 << 40)), (10, 0, 0));
+        assert_eq!((counts.get(4999), counts.get(1 << 40)), (0, 0));
         assert_eq!(counts.add(1, 2, 1), 1);
         assert_eq!(counts.get(1), 1);
         assert_eq!(counts.next_counted(2), Some(2));
         assert_eq!(counts.next_counted(4096), Some(4096));
         assert_eq!(counts.next_counted(8192), None);
-        assert_eq!(counts.chunk(4996, 5).0.map(<[u8]>::to_vec), Some(vec![0, 0, 0, 0, 10]));
+        assert_eq!(counts.chunk(4996, 5).0.map(<[u8]>::to_vec), Some(vec![0, 0, 0, 0, u8::MAX]));
         assert_eq!(counts.chunk(8190, 100), (Some(&[0, 0][..]), 2));
         assert_eq!(counts.chunk(8192, 5000), (None, 4096));
     }

@@ -54,7 +54,7 @@ impl Header {
 
     /// Refcounts in one block.
     pub fn per_block(&self) -> u64 {
-        self.cluster_size() * 8 >> self.refcount_order
+        (self.cluster_size() * 8) >> self.refcount_order
     }
 
     /// The largest refcount that fits.

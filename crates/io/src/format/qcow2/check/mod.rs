@@ -6,7 +6,9 @@
 mod bitmaps;
 mod counts;
 mod header;
+mod rebuild;
 mod refcounts;
+mod repair;
 mod report;
 mod snapshots;
 mod source;
@@ -15,8 +17,10 @@ mod tables;
 use counts::{Bits, Counts};
 use header::Header;
 use refcounts::Refcounts;
+pub use repair::{Repair, repair};
 pub use report::{Finding, Part, Problem, Report, Severity};
 use source::Source;
+use tables::L2;
 
 use crate::{Device, Error, ErrorKind, Result};
 
@@ -31,7 +35,46 @@ type Readable<T> = std::result::Result<T, &'static str>;
 /// `Corrupt`: the header cannot be understood (or it is no qcow2 at all). `Unsupported`: encryption, unknown
 /// incompatible features, sizes beyond QEMU's limits. Otherwise all that is wrong is in the report.
 pub fn check(device: &dyn Device) -> Result<Report> {
-    Ok(Checker::run(device)?.report)
+    Ok(Checker::run(device, Look::Everything)?.report)
+}
+
+/// Which references are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// All.
+    Everything,
+    /// Without those of the refcount table and its blocks, which are to be replaced, and, if so, of the snapshot table.
+    Replacing { snapshots: bool },
+}
+
+/// What can be done about a corruption.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Remedy {
+    /// Nothing.
+    None,
+    /// Setting the refcount.
+    Refcount,
+    /// Setting or clearing the mark of an entry.
+    Mark,
+    /// Changing an entry that says something impossible, without changing what the disk reads as.
+    Entry,
+    /// A new refcount table with new blocks.
+    Rebuild,
+    /// A new snapshot table.
+    Snapshots,
+}
+
+/// How many corruptions there are by what can be done about them, and check errors that are not about refcounts.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    hopeless: u64,
+    /// Those of the hopeless ones that make it doubtful whether what is taken for a table is one.
+    doubts: u64,
+    marks: u64,
+    entries: u64,
+    rebuild: u64,
+    snapshots: u64,
+    blind: u64,
 }
 
 /// What is known of the image so far.
@@ -50,10 +93,14 @@ struct Checker<'a> {
     overlapping: Bits,
     /// Clusters of the file, those included that begin in it only just.
     clusters: u64,
+    look: Look,
+    tally: Tally,
+    /// All L2 tables, in order of their places.
+    l2s: Vec<L2>,
 }
 
 impl<'a> Checker<'a> {
-    fn run(device: &'a dyn Device) -> Result<Checker<'a>> {
+    fn run(device: &'a dyn Device, look: Look) -> Result<Checker<'a>> {
         let source = Source::new(device)?;
         let header = Header::read(&source)?;
         let cluster_size = header.cluster_size();
@@ -69,21 +116,34 @@ impl<'a> Checker<'a> {
             marked_corrupt: header.corrupt(),
             ..Report::default()
         };
-        let refcounts = Refcounts::read(&source, &header)?;
-        let (references, tables, overlapping) = (Counts::default(), Bits::default(), Bits::default());
-        let mut checker =
-            Checker { source, header, report, refcounts, references, tables, overlapping, clusters };
+        let mut checker = Checker {
+            refcounts: Refcounts::read(&source, &header)?,
+            source,
+            header,
+            report,
+            references: Counts::default(),
+            tables: Bits::default(),
+            overlapping: Bits::default(),
+            clusters,
+            look,
+            tally: Tally::default(),
+            l2s: Vec::new(),
+        };
         checker.refer(0, cluster_size, 1, Part::Header);
         checker.check_snapshots_and_disk()?;
-        checker.refer(
-            checker.header.reftable_offset,
-            checker.header.reftable_clusters * cluster_size,
-            1,
-            Part::RefcountTable,
-        );
+        if look == Look::Everything {
+            let length = checker.header.reftable_clusters * cluster_size;
+            checker.refer(checker.header.reftable_offset, length, 1, Part::RefcountTable);
+        }
         checker.check_bitmaps()?;
-        checker.check_blocks();
-        checker.compare()?;
+        if look == Look::Everything {
+            checker.check_blocks();
+            checker.compare()?;
+            let length = checker.header.reftable_clusters * cluster_size;
+            if !checker.is_safe(checker.header.reftable_offset, length) {
+                checker.tally.rebuild += 1;
+            }
+        }
         Ok(checker)
     }
 
@@ -95,7 +155,8 @@ impl<'a> Checker<'a> {
         let end = offset.saturating_add(length);
         // The last cluster may be cut short by the end of the file.
         if end >= self.source.length().saturating_add(self.header.cluster_size()) {
-            return self.report.corruption(times, Problem::BeyondEnd { part, length }, offset);
+            let remedy = if part == Part::RefcountTable { Remedy::Rebuild } else { Remedy::None };
+            return self.corruption(times, remedy, Problem::BeyondEnd { part, length }, offset);
         }
         let bits = self.header.cluster_bits;
         let is_table = !matches!(part, Part::Data | Part::Compressed);
@@ -111,8 +172,30 @@ impl<'a> Checker<'a> {
             }
             let over = self.references.add(cluster, times, self.header.refcount_max());
             if over > 0 {
-                self.report.corruption(over, Problem::Overflow, cluster << bits);
+                self.corruption(over, Remedy::None, Problem::Overflow, cluster << bits);
             }
         }
+    }
+
+    fn corruption(&mut self, number: u64, remedy: Remedy, problem: Problem, offset: u64) {
+        let tally = &mut self.tally;
+        match remedy {
+            Remedy::None => {
+                tally.hopeless += number;
+                tally.doubts += if problem.leaves_tables() { 0 } else { number };
+            }
+            Remedy::Refcount => {}
+            Remedy::Mark => tally.marks += number,
+            Remedy::Entry => tally.entries += number,
+            Remedy::Rebuild => tally.rebuild += number,
+            Remedy::Snapshots => tally.snapshots += number,
+        }
+        self.report.corruption(number, problem, offset);
+    }
+
+    /// A table other than a refcount block that cannot be understood.
+    fn unreadable(&mut self, part: Part, reason: &'static str, offset: u64) {
+        self.tally.blind += 1;
+        self.report.check_error(1, Problem::Unreadable { part, reason }, offset);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::header::{Header, be64};
 use super::source::Source;
-use super::{Checker, Part, Problem};
+use super::{Checker, Part, Problem, Remedy};
 use crate::Result;
 
 /// Bits of an entry of the refcount table that must be 0.
@@ -111,6 +111,20 @@ pub(super) fn refcount(block: &[u8], order: u32, index: usize) -> u64 {
     }
 }
 
+/// Changes a refcount of a block; a value that does not fit becomes the largest.
+pub(super) fn set_refcount(block: &mut [u8], order: u32, index: usize, value: u64) {
+    let value = value.min(u64::MAX >> (64 - (1u32 << order)));
+    if order < 3 {
+        let (bits, per_byte) = (1 << order, 8 >> order);
+        let shift = index % per_byte * bits;
+        let byte = &mut block[index / per_byte];
+        *byte = *byte & !(((1u16 << bits) - 1) << shift) as u8 | (value << shift) as u8;
+    } else {
+        let bytes = 1 << (order - 3);
+        block[index * bytes..][..bytes].copy_from_slice(&value.to_be_bytes()[8 - bytes..]);
+    }
+}
+
 fn ones(block: &[u8], order: u32, per_block: u64) -> Option<Box<[u64]>> {
     let mut bits = vec![0; per_block.div_ceil(64) as usize];
     let mut any = false;
@@ -132,16 +146,21 @@ impl Checker<'_> {
             let offset = entry & !RESERVED;
             let part = Part::RefcountBlock;
             if entry & RESERVED != 0 {
-                self.report.corruption(1, Problem::ReservedBits { part, entry }, offset);
+                self.corruption(1, Remedy::Rebuild, Problem::ReservedBits { part, entry }, offset);
             } else if !offset.is_multiple_of(cluster_size) {
-                self.report.corruption(1, Problem::Unaligned { part }, offset);
+                self.corruption(1, Remedy::Rebuild, Problem::Unaligned { part }, offset);
             } else if offset >> self.header.cluster_bits >= self.clusters {
-                self.report.corruption(1, Problem::BeyondEnd { part, length: cluster_size }, offset);
+                self.corruption(
+                    1,
+                    Remedy::Rebuild,
+                    Problem::BeyondEnd { part, length: cluster_size },
+                    offset,
+                );
             } else if offset != 0 {
                 self.refer(offset, cluster_size, 1, part);
                 let references = self.references.get(offset >> self.header.cluster_bits);
                 if references != 1 {
-                    self.report.corruption(1, Problem::SharedBlock { references }, offset);
+                    self.corruption(1, Remedy::Rebuild, Problem::SharedBlock { references }, offset);
                 }
             }
         }
@@ -197,6 +216,7 @@ impl Checker<'_> {
     fn compare_block(&mut self, start: u64, end: u64, block: Option<(&[u8], u32)>, highest: &mut u64) {
         let first = start - start % self.header.per_block();
         let mut at = start;
+        let mut wrong = Vec::new();
         while at < end {
             let (counts, length) = self.references.chunk(at, end - at);
             for index in 0..length {
@@ -211,16 +231,47 @@ impl Checker<'_> {
                     *highest = cluster;
                 }
                 if refcount != references {
-                    let problem = Problem::Refcount { refcount, references };
-                    let offset = cluster << self.header.cluster_bits;
-                    if refcount > references {
-                        self.report.leak(problem, offset);
-                    } else {
-                        self.report.corruption(1, problem, offset);
-                    }
+                    wrong.push((cluster, refcount, references));
                 }
             }
             at += length;
+            for (cluster, refcount, references) in wrong.drain(..) {
+                let problem = Problem::Refcount { refcount, references };
+                let offset = cluster << self.header.cluster_bits;
+                if refcount > references {
+                    self.report.leak(problem, offset);
+                } else {
+                    let remedy = if block.is_some() { Remedy::Refcount } else { Remedy::Rebuild };
+                    self.corruption(1, remedy, problem, offset);
+                }
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refcounts_of_all_widths_are_kept_apart() {
+        for order in 0..=6 {
+            let mut block = [0; 64];
+            let count = 512 >> order;
+            let value =
+                |index: usize| (index as u64 * 0x0123_4567_89ab) & (u64::MAX >> (64 - (1u32 << order)));
+            for index in 0..count {
+                set_refcount(&mut block, order, index, u64::MAX);
+                set_refcount(&mut block, order, index, value(index));
+            }
+            for index in 0..count {
+                assert_eq!(refcount(&block, order, index), value(index), "{order} {index}");
+            }
+        }
+        let mut block = [0; 8];
+        set_refcount(&mut block, 2, 1, 3);
+        set_refcount(&mut block, 2, 2, 5);
+        // The first of a byte has its lowest bits.
+        assert_eq!(block[..2], [0x30, 0x05]);
     }
 }

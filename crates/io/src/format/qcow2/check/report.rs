@@ -240,6 +240,22 @@ pub enum Problem {
     },
 }
 
+impl Problem {
+    /// Whether no table of the disk is concerned, but a cluster of it or a bitmap.
+    pub(super) fn leaves_tables(&self) -> bool {
+        match self {
+            Problem::BeyondEnd { part, .. }
+            | Problem::Unaligned { part }
+            | Problem::ReservedBits { part, .. } => {
+                use Part::{BitmapData, BitmapDirectory, BitmapTable, Compressed, Data};
+                matches!(part, Data | Compressed | BitmapDirectory | BitmapTable | BitmapData)
+            }
+            Problem::Overflow | Problem::CompressedInDataFile | Problem::Subclusters { .. } => true,
+            _ => false,
+        }
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::header::{be32, be64};
 use super::tables::MAX_L1_ENTRIES;
-use super::{Checker, Part, Problem, Readable};
+use super::{Checker, Look, Part, Problem, Readable, Remedy};
 use crate::Result;
 
 /// QEMU's limits: number, bytes of the table, bytes of an entry that it does not know.
@@ -24,11 +24,9 @@ impl Checker<'_> {
         let start = self.header.snapshots_offset;
         let mut found = L1Tables::new();
         match self.read_snapshots(&mut found)? {
+            Ok(_) if self.look == (Look::Replacing { snapshots: true }) => {}
             Ok(length) => self.refer(start, length, 1, Part::Snapshots),
-            Err(reason) => {
-                let problem = Problem::Unreadable { part: Part::Snapshots, reason };
-                self.report.check_error(1, problem, start);
-            }
+            Err(reason) => self.unreadable(Part::Snapshots, reason, start),
         }
         Ok(found)
     }
@@ -49,7 +47,8 @@ impl Checker<'_> {
             return Ok(Ok(0));
         }
         if self.header.data_file() {
-            self.report.corruption(1, Problem::SnapshotsWithDataFile { snapshots: count }, start);
+            let problem = Problem::SnapshotsWithDataFile { snapshots: count };
+            self.corruption(1, Remedy::None, problem, start);
         }
         let mut at = start;
         for _ in 0..count {
@@ -65,16 +64,16 @@ impl Checker<'_> {
                 return Ok(Err("an entry has too much extra data"));
             }
             if self.header.version >= 3 && extra < WANTED_EXTRA {
-                self.report.corruption(1, Problem::SnapshotIncomplete, at);
+                self.corruption(1, Remedy::Snapshots, Problem::SnapshotIncomplete, at);
             }
             at += ENTRY + extra + u64::from(names >> 16) + u64::from(names & 0xffff);
             if at - start > MAX_TABLE {
                 return Ok(Err("it is larger than 64 MiB"));
             }
             if !l1.is_multiple_of(self.header.cluster_size()) {
-                self.report.corruption(1, Problem::Unaligned { part: Part::L1 }, l1);
+                self.corruption(1, Remedy::None, Problem::Unaligned { part: Part::L1 }, l1);
             } else if entries > MAX_L1_ENTRIES {
-                self.report.corruption(1, Problem::SnapshotTooLarge { entries }, l1);
+                self.corruption(1, Remedy::None, Problem::SnapshotTooLarge { entries }, l1);
             } else if entries > 0 {
                 *found.entry((l1, entries)).or_default() += 1;
             }

@@ -2,20 +2,20 @@
 
 use super::header::be64;
 use super::refcounts::read_table;
-use super::{Checker, Part, Problem};
+use super::{Checker, Part, Problem, Remedy};
 use crate::Result;
 
 /// QEMU's limit, 32 MiB.
 pub(super) const MAX_L1_ENTRIES: u64 = 4 << 20;
-const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-const COPIED: u64 = 1 << 63;
-const COMPRESSED: u64 = 1 << 62;
+pub(super) const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+pub(super) const COPIED: u64 = 1 << 63;
+pub(super) const COMPRESSED: u64 = 1 << 62;
 /// Without subclusters: reads as zeroes.
-const ZERO: u64 = 1;
+pub(super) const ZERO: u64 = 1;
 const L1_RESERVED: u64 = 0x7f00_0000_0000_01ff;
 const L2_RESERVED: u64 = 0x3f00_0000_0000_01fe;
 /// Subclusters that are allocated.
-const ALLOCATED: u64 = 0xffff_ffff;
+pub(super) const ALLOCATED: u64 = 0xffff_ffff;
 /// Bytes that are read at once, if tables lie side by side.
 const BATCH: u64 = 4 << 20;
 /// A sound image has no table that is not aligned; so many of them are looked at.
@@ -23,12 +23,14 @@ const MAX_UNALIGNED: usize = 1000;
 
 /// An L2 table: how many entries of L1 tables point to it.
 #[derive(Clone, Copy, Debug)]
-struct L2 {
-    offset: u64,
+pub(super) struct L2 {
+    pub offset: u64,
     /// Entries of the disk's own L1 table.
-    active: u32,
+    pub active: u32,
     /// All.
     all: u64,
+    /// It has entries that cannot be right: perhaps it is no table.
+    pub doubtful: bool,
 }
 
 /// What an entry of an L2 table says.
@@ -51,21 +53,29 @@ impl Checker<'_> {
             self.refer(l1, entries * 8, 1, Part::L1);
             self.read_l1(l1, entries, 1, true, &mut found)?;
         }
-        // Tables of a sound image do not overlap, so all together are no larger than the file.
-        let mut left = self.source.length();
+        let mut budget = self.table_budget();
         for ((l1, entries), times) in self.check_snapshot_table()? {
             let bytes = entries * 8;
-            if !self.source.has(l1, bytes) || (left < bytes && !self.source.is_beyond(l1)) {
-                let reason = "it lies beyond all offsets, or the tables of snapshots overlap";
-                self.report.check_error(1, Problem::Unreadable { part: Part::L1, reason }, l1);
+            let inside = self.source.length().saturating_sub(l1).min(bytes);
+            if !self.source.has(l1, bytes) || inside > budget {
+                let reason = "it lies beyond all offsets, or too many tables overlap";
+                self.unreadable(Part::L1, reason, l1);
                 continue;
             }
-            left = left.saturating_sub(bytes);
+            budget -= inside;
             self.refer(l1, bytes, times, Part::L1);
             self.read_l1(l1, entries, times, false, &mut found)?;
         }
         merge(&mut found);
-        self.check_l2s(&found)
+        self.check_l2s(&mut found)?;
+        self.l2s = found;
+        Ok(())
+    }
+
+    /// So many bytes of tables of one kind are read. Those of a sound image do not overlap, so that all together are no
+    /// larger than the file; without a limit a small file could keep us busy for days.
+    pub(super) fn table_budget(&self) -> u64 {
+        self.source.length().saturating_add(64 << 20)
     }
 
     /// Gathers the L2 tables of an L1 table that is used `times` times.
@@ -81,27 +91,27 @@ impl Checker<'_> {
         for entry in read_table(&self.source, l1, entries)?.into_iter().filter(|entry| *entry != 0) {
             let offset = entry & OFFSET;
             if entry & L1_RESERVED != 0 {
-                self.report.corruption(times, Problem::ReservedBits { part: Part::L2, entry }, offset);
+                self.corruption(times, Remedy::None, Problem::ReservedBits { part: Part::L2, entry }, offset);
             }
             let one = self.refcounts.is_one(offset >> self.header.cluster_bits);
             if active && offset != 0 && one.is_some_and(|one| one != (entry & COPIED != 0)) {
-                self.report.corruption(1, Problem::Copied { part: Part::L2, entry }, offset);
+                self.corruption(1, Remedy::Mark, Problem::Copied { part: Part::L2, entry }, offset);
             }
             if found.len() == room {
                 merge(found);
                 room = found.len() * 2 + 65536;
             }
-            found.push(L2 { offset, active: u32::from(active), all: times });
+            found.push(L2 { offset, active: u32::from(active), all: times, doubtful: false });
         }
         Ok(())
     }
 
-    fn check_l2s(&mut self, found: &[L2]) -> Result<()> {
+    fn check_l2s(&mut self, found: &mut [L2]) -> Result<()> {
         let cluster_size = self.header.cluster_size();
         let mut buffer = Vec::new();
         let mut unaligned = 0;
         let mut rest = found;
-        while let Some(first) = rest.first() {
+        while let Some(first) = rest.first().copied() {
             // Neighbours are read together.
             let mut count = 1;
             while let Some(next) = rest.get(count)
@@ -116,25 +126,27 @@ impl Checker<'_> {
                 buffer.resize(count * cluster_size as usize, 0);
                 self.source.read(first.offset, &mut buffer)?;
             }
-            for (index, l2) in rest[..count].iter().enumerate() {
+            let (now, later) = rest.split_at_mut(count);
+            for (index, l2) in now.iter_mut().enumerate() {
                 self.refer(l2.offset, cluster_size, l2.all, Part::L2);
                 if !l2.offset.is_multiple_of(cluster_size) {
-                    self.report.corruption(l2.all, Problem::Unaligned { part: Part::L2 }, l2.offset);
+                    self.corruption(l2.all, Remedy::None, Problem::Unaligned { part: Part::L2 }, l2.offset);
                     unaligned += 1;
                     if unaligned > MAX_UNALIGNED {
                         let reason = "too many tables are not aligned";
-                        let problem = Problem::Unreadable { part: Part::L2, reason };
-                        self.report.check_error(1, problem, l2.offset);
+                        self.unreadable(Part::L2, reason, l2.offset);
                         continue;
                     }
                 }
                 // Beyond the end there are no entries.
                 if !beyond {
                     let table = &buffer[index * cluster_size as usize..(index + 1) * cluster_size as usize];
+                    let hopeless = self.tally.hopeless;
                     self.check_l2(*l2, table);
+                    l2.doubtful = self.tally.hopeless > hopeless;
                 }
             }
-            rest = &rest[count..];
+            rest = later;
         }
         Ok(())
     }
@@ -156,20 +168,20 @@ impl Checker<'_> {
             let kind = decode(entry, cluster_bits, extended, data_file);
             if entry & COMPRESSED == 0 && entry & L2_RESERVED != 0 {
                 let problem = Problem::ReservedBits { part: Part::Data, entry };
-                self.report.corruption(l2.all, problem, entry & OFFSET);
+                self.corruption(l2.all, Remedy::None, problem, entry & OFFSET);
             }
             match kind {
                 Entry::Compressed(offset, length) => {
                     if entry & COPIED != 0 {
                         let problem = Problem::Copied { part: Part::Compressed, entry };
-                        self.report.corruption(l2.all, problem, offset);
+                        self.corruption(l2.all, Remedy::Entry, problem, offset);
                     }
                     if data_file {
-                        self.report.corruption(l2.all, Problem::CompressedInDataFile, offset);
+                        self.corruption(l2.all, Remedy::None, Problem::CompressedInDataFile, offset);
                         continue;
                     }
                     if bitmap != 0 {
-                        self.report.corruption(l2.all, Problem::Subclusters { bitmap }, offset);
+                        self.corruption(l2.all, Remedy::None, Problem::Subclusters { bitmap }, offset);
                         continue;
                     }
                     self.refer(offset, length, l2.all, Part::Compressed);
@@ -177,13 +189,15 @@ impl Checker<'_> {
                     self.report.compressed_clusters += active;
                     self.report.fragmented_clusters += active;
                 }
-                Entry::Cluster(offset, _) => {
+                Entry::Cluster(offset, zero) => {
                     if bitmap >> 32 & bitmap != 0 {
-                        self.report.corruption(l2.all, Problem::Subclusters { bitmap }, offset);
+                        self.corruption(l2.all, Remedy::None, Problem::Subclusters { bitmap }, offset);
                     }
                     if !offset.is_multiple_of(cluster_size) {
                         let problem = Problem::Unaligned { part: Part::Data };
-                        self.report.corruption(l2.all, problem, offset);
+                        let empty = if extended { bitmap & ALLOCATED == 0 } else { zero };
+                        let remedy = if empty { Remedy::Entry } else { Remedy::None };
+                        self.corruption(l2.all, remedy, problem, offset);
                     }
                     self.report.allocated_clusters += active;
                     if expected != 0 && offset != expected {
@@ -197,12 +211,12 @@ impl Checker<'_> {
                         if data_file { Some(true) } else { self.refcounts.is_one(offset >> cluster_bits) };
                     if marks && one.is_some_and(|one| one != (entry & COPIED != 0)) {
                         let problem = Problem::Copied { part: Part::Data, entry };
-                        self.report.corruption(active, problem, offset);
+                        self.corruption(active, Remedy::Mark, problem, offset);
                     }
                 }
                 Entry::Empty => {
                     if bitmap & ALLOCATED != 0 {
-                        self.report.corruption(l2.all, Problem::Subclusters { bitmap }, l2.offset);
+                        self.corruption(l2.all, Remedy::None, Problem::Subclusters { bitmap }, l2.offset);
                     }
                 }
             }
