@@ -5,6 +5,7 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -69,7 +70,7 @@ fn damage(bytes: &mut [u8], places: &[usize], random: &mut Random) -> String {
         let at = at.min(bytes.len() - 1);
         let mask = 1 << random.below(8);
         bytes[at] ^= mask;
-        what += &format!(" {at:#x}^{mask:#x}");
+        write!(what, " {at:#x}^{mask:#x}").unwrap();
     }
     what
 }

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use super::header::{be32, be64};
 use super::refcounts::read_table;
+use super::source::Source;
 use super::{Checker, Part, Readable};
 use crate::Result;
 
@@ -37,7 +38,7 @@ impl Checker<'_> {
     /// Counts what the bitmaps refer to.
     pub(super) fn check_bitmaps(&mut self) -> Result<()> {
         let Some(directory) = self.header.bitmaps else { return Ok(()) };
-        if self.source.has(directory.offset, directory.length) {
+        if Source::reaches(directory.offset, directory.length) {
             self.refer(directory.offset, directory.length, 1, Part::BitmapDirectory);
         }
         let bitmaps = match self.read_directory()? {
@@ -54,7 +55,7 @@ impl Checker<'_> {
             }
             let bytes = bitmap.table_entries * 8;
             let inside = self.source.length().saturating_sub(bitmap.table).min(bytes);
-            if !self.source.has(bitmap.table, bytes) || inside > budget {
+            if !Source::reaches(bitmap.table, bytes) || inside > budget {
                 let reason = "it lies beyond all offsets, or too many tables overlap";
                 self.unreadable(Part::BitmapTable, reason, bitmap.table);
                 continue;
@@ -100,7 +101,7 @@ impl Checker<'_> {
         if directory.length == 0 {
             return Ok(Err("it is empty"));
         }
-        if !self.source.has(directory.offset, directory.length)
+        if !Source::reaches(directory.offset, directory.length)
             || directory.offset + directory.length > self.source.length() + cluster_size
         {
             return Ok(Err("it lies beyond the end of the file"));

@@ -50,7 +50,7 @@ impl Refcounts {
                 Block::Absent
             } else if !offset.is_multiple_of(cluster_size) {
                 Block::Bad("it is not aligned to a cluster")
-            } else if !source.has(offset, cluster_size) {
+            } else if !Source::reaches(offset, cluster_size) {
                 Block::Bad("it lies beyond all offsets")
             } else if source.is_beyond(offset) {
                 Block::Present(offset, None)

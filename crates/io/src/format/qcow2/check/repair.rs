@@ -244,13 +244,11 @@ impl Checker<'_> {
 
 /// Refcounts of the image as they can be read; 0 where they cannot.
 pub(super) fn old_refcounts(checker: &Checker<'_>, number: u64, block: &mut [u8]) -> Result<()> {
-    match checker.refcounts.block(number) {
-        Block::Present(offset, _) => checker.source.read(*offset, block),
-        _ => {
-            block.fill(0);
-            Ok(())
-        }
+    if let Block::Present(offset, _) = checker.refcounts.block(number) {
+        return checker.source.read(*offset, block);
     }
+    block.fill(0);
+    Ok(())
 }
 
 fn bytes_of(table: &[u64]) -> Vec<u8> {

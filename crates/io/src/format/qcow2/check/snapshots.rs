@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::header::{be32, be64};
+use super::source::Source;
 use super::tables::MAX_L1_ENTRIES;
 use super::{Checker, Look, Part, Problem, Readable, Remedy};
 use crate::Result;
@@ -54,7 +55,7 @@ impl Checker<'_> {
         for _ in 0..count {
             at = at.next_multiple_of(8);
             let mut entry = [0; ENTRY as usize];
-            if !self.source.has(at, ENTRY) {
+            if !Source::reaches(at, ENTRY) {
                 return Ok(Err("it lies beyond all offsets"));
             }
             self.source.read(at, &mut entry)?;

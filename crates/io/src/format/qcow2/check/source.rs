@@ -33,12 +33,12 @@ impl<'a> Source<'a> {
     }
 
     /// Whether the range can be read at all.
-    pub fn has(&self, offset: u64, length: u64) -> bool {
+    pub fn reaches(offset: u64, length: u64) -> bool {
         offset.checked_add(length).is_some_and(|end| end <= MAX_OFFSET)
     }
 
     pub fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        if !self.has(offset, buffer.len() as u64) {
+        if !Self::reaches(offset, buffer.len() as u64) {
             return Err(Error::new(ErrorKind::Corrupt, "a table lies beyond all offsets")
                 .with_path(self.device.name())
                 .with_range(offset, buffer.len() as u64));

@@ -2,6 +2,7 @@
 
 use super::header::be64;
 use super::refcounts::read_table;
+use super::source::Source;
 use super::{Checker, Part, Problem, Remedy};
 use crate::Result;
 
@@ -57,7 +58,7 @@ impl Checker<'_> {
         for ((l1, entries), times) in self.check_snapshot_table()? {
             let bytes = entries * 8;
             let inside = self.source.length().saturating_sub(l1).min(bytes);
-            if !self.source.has(l1, bytes) || inside > budget {
+            if !Source::reaches(l1, bytes) || inside > budget {
                 let reason = "it lies beyond all offsets, or too many tables overlap";
                 self.unreadable(Part::L1, reason, l1);
                 continue;
