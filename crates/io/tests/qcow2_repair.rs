@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use common::images::{self, Made};
 use common::{Random, run, scratch, storage_of};
 use vdsmstore_io::qcow2::{self, Finding, Part, Problem, Repair, Report};
-use vdsmstore_io::{Device, FileDevice, Format, Image, Layer, Power, SimDevice, SimStorage};
+use vdsmstore_io::{Device, FileDevice, Format, Image, ImageOptions, Layer, Power, SimDevice, SimStorage};
 
 const BLOCK: u64 = 4096;
 const COPIED: u64 = 1 << 63;
@@ -40,7 +40,8 @@ fn content(device: Arc<dyn Device>, beside: &Path) -> Vec<Option<Vec<u8>>> {
     }
     let data = if info.data_file { open("data") } else { None };
     let data: Vec<_> = data.into_iter().map(|device| (0, device)).collect();
-    let Ok(image) = Image::open_with_data_files(layers, &data) else { return Vec::new() };
+    let options = ImageOptions { data_files: &data, ..ImageOptions::default() };
+    let Ok(image) = Image::open_with(layers, &options) else { return Vec::new() };
     (0..image.size().min(8 << 20).div_ceil(BLOCK))
         .map(|number| {
             let at = number * BLOCK;
