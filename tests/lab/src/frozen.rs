@@ -176,8 +176,8 @@ fn keep_waiting(repo: &Path, case: &Case, log: &Path, at_data: bool) -> process:
         let target = case.target.clone().or_else(next).expect("a volume that is filled");
         paths.extend([repo.join("volumes").join(&target[..3]), repo.join("data").join(target)]);
     }
-    // Between files of one export the server is asked to copy.
-    let call = if at_data { "pwrite64,copy_file_range" } else { "linkat" };
+    // Between files of one export the server is asked to clone, by an ioctl.
+    let call = if at_data { "pwrite64,ioctl" } else { "linkat" };
     let mut strace = Command::new("strace");
     strace.args([
         "-f",
@@ -185,7 +185,7 @@ fn keep_waiting(repo: &Path, case: &Case, log: &Path, at_data: bool) -> process:
         "-T",
         "-y",
         "-e",
-        "trace=pwrite64,copy_file_range,fallocate,fsync,fdatasync,linkat",
+        "trace=pwrite64,ioctl,fallocate,fsync,fdatasync,linkat",
         "-e",
     ]);
     strace.arg(format!("inject={call}:delay_enter={}:when=1", HELD.as_micros()));

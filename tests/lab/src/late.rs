@@ -36,10 +36,8 @@ fn calls(text: &str) -> Vec<Call> {
             None => (time, rest, rest),
         };
         let Some((name, arguments)) = begun.split_once('(') else { continue };
-        // What is written to: of a copy the second one.
-        let mut paths = arguments.split('<').skip(1).filter_map(|path| Some(path.split_once('>')?.0));
-        let path = paths.nth(usize::from(name == "copy_file_range"));
-        let (Some(path), Some((_, result))) = (path, rest.rsplit_once(" = ")) else { continue };
+        let path = arguments.split_once('<').and_then(|(_, path)| path.split_once('>'));
+        let (Some((path, _)), Some((_, result))) = (path, rest.rsplit_once(" = ")) else { continue };
         let (result, lasted) = result.rsplit_once('<').unwrap_or((result, "0>"));
         let lasted: f64 = lasted.trim_end_matches('>').parse().unwrap();
         calls.push(Call {
@@ -65,10 +63,8 @@ pub fn judge(name: &str, log: &Path, said: &Path, since: f64) {
     }
     println!("{name}: late: {results:?}");
     let in_room = |call: &&&Call| call.path.contains("/data/") == name.ends_with("-data");
-    let writes = late
-        .iter()
-        .filter(in_room)
-        .filter(|call| ["pwrite64", "copy_file_range", "linkat"].contains(&&*call.name));
+    let writes =
+        late.iter().filter(in_room).filter(|call| ["pwrite64", "ioctl", "linkat"].contains(&&*call.name));
     let writes: Vec<_> = writes.collect();
     assert!(!writes.is_empty(), "{name}: nothing of it was late: {calls:?}");
     if name.ends_with("-data") {
