@@ -30,7 +30,7 @@ const BLOCKS: usize = 1024;
 const AFTER: std::ops::Range<usize> = 0..64;
 const AFTER_TAG: u32 = 9;
 /// How long a call is kept waiting.
-const HELD: Duration = Duration::from_secs(90);
+const HELD: Duration = Duration::from_mins(3);
 /// Others give up their locks and go within this time, or never.
 const PATIENCE: Duration = Duration::from_mins(5);
 
@@ -244,7 +244,9 @@ fn all_fixes(store: &Store) -> BTreeMap<String, u32> {
         for repo in REPOS {
             for fix in store.check_storage_repository(repo, &CheckOptions::default()).unwrap() {
                 clean = false;
-                let task = store.fix_storage_repository(repo, &fix, &FixOptions::default());
+                // Not as slowly as it was begun.
+                let options = FixOptions { bandwidth: Some(Bandwidth(1 << 40)), ..FixOptions::default() };
+                let task = store.fix_storage_repository(repo, &fix, &options);
                 let outcome = task.and_then(|task| store.wait_task(&task, None));
                 let told = match outcome {
                     Ok(()) => "done".to_owned(),
