@@ -8,7 +8,7 @@ use vdsmstore_io::without;
 
 use crate::fix::{self, Action, Cost, Fix};
 use crate::graph::chain::{Chain, Resolved, resolve};
-use crate::graph::look::{Everything, Now, View};
+use crate::graph::look::{Everything, Now, View, each, each_quickly};
 use crate::graph::merge;
 use crate::graph::search::elsewhere;
 use crate::graph::{lease, mirror, switch};
@@ -18,50 +18,44 @@ use crate::repo::Repo;
 use crate::repository::{Marker, Read};
 use crate::{Error, ErrorKind, Result, Status};
 
+/// Fixes that a thread takes at a time.
+const FEW: usize = 16;
+
 /// Lists the fixes of a repository.
 pub(crate) fn check(repo: &Arc<Repo>, repos: &[Arc<Repo>], exact: bool) -> Result<Vec<Fix>> {
     let all = Everything::read(repo)?;
     let judge = Judge { repo, repos, view: &all, respects_holders: true };
-    let mut actions = Vec::new();
-    for image in all.images.values() {
+    let images: Vec<_> = all.images.values().collect();
+    let found = each_quickly(&images, |image| {
         // One merge takes a whole line of images.
         let action = judge.image(image)?;
         let again = matches!(action, Some(Action::Merge(_))) && !merge::is_lowest(&all, image)?;
-        actions.extend(action.filter(|_| !again));
-    }
-    for volume in all.volumes.values() {
-        actions.extend(judge.volume(volume.id())?);
-    }
+        Ok(action.filter(|_| !again))
+    })?;
+    let mut actions: Vec<_> = found.into_iter().flatten().collect();
+    let volumes: Vec<_> = all.volumes.keys().copied().collect();
+    actions.extend(each_quickly(&volumes, |id| judge.volume(*id))?.into_iter().flatten());
     let unrecorded =
         all.objects.iter().filter(|id| !all.volumes.contains_key(id) && !all.corrupt.contains(&id.0));
     actions.extend(unrecorded.map(|id| Action::CleanObject(*id)));
-    for marker in &all.markers {
-        actions.extend(judge.marker(*marker)?);
-    }
+    actions.extend(each_quickly(&all.markers, |marker| judge.marker(*marker))?.into_iter().flatten());
     for (image, blob) in &all.blobs {
         actions.extend(judge.blob(*image, *blob)?);
     }
     for image in &all.progress {
         actions.extend(judge.progress(*image)?);
     }
-    actions.push(Action::Sweep);
+    actions.extend((all.leftovers > 0).then_some(Action::Sweep));
     // The pieces were read one after the other, and others go on working: only what is still so is listed.
-    let mut confirmed = Vec::with_capacity(actions.len());
-    for action in actions {
-        if without!("check.reread") || needs_now(repo, repos, action, Read::Relaxed, true)? == Some(action) {
-            confirmed.push(action);
-        }
-    }
-    let actions = confirmed;
+    let fixes = each(&actions, FEW, |&action| {
+        // What is left over was looked for at one go.
+        let lasts = action == Action::Sweep
+            || without!("check.reread")
+            || needs_now(repo, repos, action, Read::Relaxed, true)? == Some(action);
+        lasts.then(|| describe(repo, repos, &all, action, exact)).transpose()
+    })?;
     let mut seen = BTreeSet::new();
-    let mut fixes = Vec::with_capacity(actions.len());
-    for action in actions {
-        let fix = describe(repo, repos, &all, action, exact)?;
-        if seen.insert(fix.data.to_string()) {
-            fixes.push(fix);
-        }
-    }
-    Ok(fixes)
+    Ok(fixes.into_iter().flatten().filter(|fix| seen.insert(fix.data.to_string())).collect())
 }
 
 /// What one object needs now, as a check would list it.
@@ -142,6 +136,14 @@ fn needs_now(
         Action::CleanProgress(id) if repo.driver.get_progress(id)?.is_some() => judge.progress(id),
         Action::CleanBlob(..) | Action::CleanProgress(_) => Ok(None),
         Action::Sweep => Ok((repo.driver.leftovers()? > 0).then_some(Action::Sweep)),
+    }
+}
+
+/// What counts instead if a record that decides cannot be understood: what hangs on it is left alone.
+fn unless_bad(answer: Result<bool>, instead: bool) -> Result<bool> {
+    match answer {
+        Err(error) if error.is_bad_record() => Ok(instead),
+        other => other,
     }
 }
 
@@ -258,45 +260,28 @@ impl<V: View> Judge<'_, V> {
     }
 
     fn volume(&self, id: VolumeId) -> Result<Option<Action>> {
-        let held = match self.view.held_by(id) {
-            Err(error) if error.is_bad_record() => return Ok(None),
-            other => !other?.is_empty(),
+        let unheld = match self.view.has_volume(id) {
+            Ok(true) => self.view.is_held(id).map(|held| !held),
+            other => other,
         };
-        let exists = match self.view.volume(id) {
-            Err(error) if error.is_bad_record() => return Ok(None),
-            other => other?.is_some(),
-        };
-        Ok((exists && !held).then_some(Action::CleanVolume(id)))
+        Ok(unless_bad(unheld, false)?.then_some(Action::CleanVolume(id)))
     }
 
     fn object(&self, id: VolumeId) -> Result<Option<Action>> {
         // An image that points at it has lost the record only: these are its bytes.
-        let lost = match self.view.held_by(id) {
-            Err(error) if error.is_bad_record() => return Ok(None),
-            other => !other?.is_empty(),
+        let garbage = || -> Result<bool> {
+            Ok(!self.view.is_held(id)? && self.view.object(id)? && !self.view.has_volume(id)?)
         };
-        let garbage = !lost
-            && self.view.object(id)?
-            && match self.view.volume(id) {
-                Err(error) if error.is_bad_record() => return Ok(None),
-                other => other?.is_none(),
-            };
-        Ok(garbage.then_some(Action::CleanObject(id)))
+        Ok(unless_bad(garbage(), false)?.then_some(Action::CleanObject(id)))
     }
 
     fn marker(&self, marker: Marker) -> Result<Option<Action>> {
         let borne_out = match marker {
-            Marker::Child(image, volume) => match self.view.volume(volume) {
-                Err(error) if error.is_bad_record() => true,
-                other => {
-                    other?.and_then(|volume| volume.backing).is_some_and(|backing| backing.image == image)
-                }
-            },
-            Marker::Holder(volume, image) => match self.view.image(image) {
-                Err(error) if error.is_bad_record() => true,
-                // While the volume is there, its own cleaning takes the marker along.
-                other => other?.is_some_and(|image| image.holds(volume)) || self.cleans(volume)?,
-            },
+            Marker::Child(image, volume) => unless_bad(self.view.builds_on(volume, image), true)?,
+            // While the volume is there, its own cleaning takes the marker along.
+            Marker::Holder(volume, image) => {
+                unless_bad(self.view.holds(image, volume), true)? || self.cleans(volume)?
+            }
         };
         Ok((!borne_out).then_some(Action::CleanMarker(marker)))
     }

@@ -12,7 +12,9 @@ use crate::id::{BlobId, ImageId, VolumeId};
 use crate::record::{
     Header, ImageRecord, Owner, Progress, REMEMBERED, Record, SCHEMA, UserDataRef, VolumeRecord,
 };
-use crate::repository::{Driver, HostIdentity, Put, Read, RecordKey, RecordKind};
+use crate::repository::{
+    Driver, HostIdentity, Put, Read, RecordKey, RecordKind, SHARDS, Versioned, shard_of,
+};
 use crate::{Error, ErrorKind, Result};
 
 /// How often a compare-and-set is tried again when others keep winning.
@@ -72,14 +74,6 @@ impl Repo {
         self.fetch(RecordKey::Image(id), read)
     }
 
-    /// The image record for walks over all images: one that cannot be understood is passed over.
-    pub fn image_listed(&self, id: ImageId) -> Result<Option<ImageRecord>> {
-        match self.image_with(id, Read::Relaxed) {
-            Err(error) if error.is_bad_record() => Ok(None),
-            other => other,
-        }
-    }
-
     /// The volume record as it is now, and durable.
     pub fn volume(&self, id: VolumeId) -> Result<Option<VolumeRecord>> {
         let read = if without!("repo.fresh.volume") { Read::Relaxed } else { Read::Fresh };
@@ -101,11 +95,7 @@ impl Repo {
             RecordKey::Image(id) => id.0,
             RecordKey::Volume(id) => id.0,
         };
-        let Some(versioned) = self.driver.get(key, read)? else { return Ok(None) };
-        let mut record = R::parse(id, &versioned.bytes)?;
-        // The name decides; what the document says of its generation is for people.
-        record.header_mut().generation = versioned.generation;
-        Ok(Some(record))
+        self.driver.get(key, read)?.map(|versioned| parse(id, &versioned)).transpose()
     }
 
     /// The image record of an image that callers see.
@@ -318,16 +308,55 @@ impl Repo {
         self.driver.put_progress(id, &to_json(progress)?)
     }
 
-    /// The ids of all images, in order, deleted ones possibly included.
-    pub fn image_ids(&self) -> Result<Vec<ImageId>> {
-        let mut ids = Vec::new();
-        for shard in self.driver.shards()? {
-            let listed = self.driver.list(RecordKind::Image, shard)?;
-            ids.extend(listed.into_iter().map(|(id, _)| ImageId(id)));
+    /// Walks over the images after `after`, in order, until `visit` says "enough" by false. Those whose records cannot be
+    /// understood are passed over. What it costs is in proportion to the images that are visited.
+    pub fn each_image(
+        &self,
+        after: Option<ImageId>,
+        mut visit: impl FnMut(ImageRecord) -> Result<bool>,
+    ) -> Result<()> {
+        let mut outcome = Ok(());
+        let mut scan = |shard| {
+            self.driver.scan(RecordKind::Image, shard, after.map(|after| after.0), &mut |id, read| {
+                let going_on = match read.and_then(|versioned| parse::<ImageRecord>(id, &versioned)) {
+                    Ok(image) => visit(image),
+                    Err(error) if error.is_bad_record() => Ok(true),
+                    Err(error) => Err(error),
+                };
+                going_on.unwrap_or_else(|error| {
+                    outcome = Err(error);
+                    false
+                })
+            })
+        };
+        // In a large repository the next page is near; in a small one, most shards are not there.
+        let first = after.map_or(0, |after| shard_of(after.0));
+        let near = first.saturating_add(NEAR).min(SHARDS);
+        let mut going_on = true;
+        for shard in first..near {
+            going_on = going_on && scan(shard)?;
         }
-        ids.sort_unstable();
-        Ok(ids)
+        if going_on {
+            let far = self.driver.shards(Some(RecordKind::Image))?.into_iter().filter(|shard| *shard >= near);
+            for shard in far {
+                if !scan(shard)? {
+                    break;
+                }
+            }
+        }
+        outcome
     }
+}
+
+/// So many shards are looked at without asking which ones there are.
+const NEAR: u16 = 16;
+
+/// What a driver has read under that id.
+pub(crate) fn parse<R: Record>(id: Uuid, versioned: &Versioned) -> Result<R> {
+    let mut record = R::parse(id, &versioned.bytes)?;
+    // The name decides; what the document says of its generation is for people.
+    record.header_mut().generation = versioned.generation;
+    Ok(record)
 }
 
 /// The error for a record whose numbers no honest writer can have reached.

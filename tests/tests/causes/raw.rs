@@ -47,7 +47,7 @@ impl Raw {
             };
         }
         raw.blobs = world.blobs().iter().map(|(image, blob)| (image.to_string(), blob.to_string())).collect();
-        for shard in driver.shards().unwrap() {
+        for shard in driver.shards(None).unwrap() {
             for image in driver.list_progress(shard).unwrap() {
                 if let Some(bytes) = driver.get_progress(image).unwrap() {
                     raw.progress.insert(image.to_string(), serde_json::from_slice(&bytes).unwrap());

@@ -90,7 +90,7 @@ fn bound(repo: &Repo, all: &Everything, action: Action, image: Option<&ImageReco
         (Action::CleanVolume(id) | Action::CleanObject(id), _) => {
             Cost { frees: allocated(id)?, ..Cost::default() }
         }
-        (Action::Sweep, _) => Cost { frees: repo.driver.leftovers()?, ..Cost::default() },
+        (Action::Sweep, _) => Cost { frees: all.leftovers, ..Cost::default() },
         _ => Cost::default(),
     })
 }

@@ -184,22 +184,26 @@ impl OpenChain {
 
 /// Opens all volumes of an image: the top one with `access`, the others for reading. All locks at once or none.
 pub(crate) fn open(repo: &Repo, id: ImageId, access: Access) -> Result<OpenChain> {
-    let read = || -> Result<Chain> {
-        let record = repo.image(id)?.ok_or_else(|| repo.image_not_found(id))?;
-        whole(repo, record, Read::Fresh)
+    let read = |read: Read| -> Result<Chain> {
+        let record = repo.image_with(id, read)?.ok_or_else(|| repo.image_not_found(id))?;
+        whole(repo, record, read)
     };
+    let fresh = || read(Read::Fresh);
     let mut pause = Duration::from_millis(1);
-    for _ in 0..OPEN_TRIES {
-        let chain = read()?;
-        match open_links(repo, &chain, access) {
+    for attempt in 0..OPEN_TRIES {
+        // A guess at first: what counts is read under the locks.
+        let guess = if attempt == 0 { read(Read::Relaxed).or_else(|_| fresh())? } else { fresh()? };
+        match open_links(repo, &guess, access) {
             // What was read before the locks may have moved until they were had.
             Ok(volumes) => {
-                if without!("chain.reread") || read()?.same(&chain) {
+                let chain = fresh()?;
+                if without!("chain.reread") || chain.same(&guess) {
                     return Ok(OpenChain { chain, volumes, reader: None });
                 }
             }
-            // A volume that vanished has been replaced: the chain is another one now.
-            Err(error) if error.kind() == ErrorKind::ImageBroken && !read()?.same(&chain) => {}
+            // The guess was wrong, or a volume that vanished has been replaced: the chain is another one now.
+            Err(error)
+                if (attempt == 0 || error.kind() == ErrorKind::ImageBroken) && !fresh()?.same(&guess) => {}
             Err(error) => return Err(error),
         }
         thread::sleep(pause);

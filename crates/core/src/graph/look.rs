@@ -4,16 +4,56 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
+use uuid::Uuid;
 use vdsmstore_io::without;
 
 use crate::id::{BlobId, ImageId, VolumeId};
-use crate::record::{ImageRecord, VolumeRecord};
-use crate::repo::Repo;
+use crate::record::{ImageRecord, Record, VolumeRecord};
+use crate::repo::{Repo, parse};
 use crate::repository::{Marker, Read, RecordKind};
 use crate::{Error, Result};
 
-/// Threads that read records for a check.
+/// Threads that read and judge records for a check.
 const READERS: usize = 4;
+/// What one of them takes at a time.
+const PORTION: usize = 256;
+
+/// Does the same to each of many things, on several threads; the results are in the order of the things.
+pub(crate) fn each<T: Sync, R: Send>(
+    things: &[T],
+    portion: usize,
+    work: impl Fn(&T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
+    let portions = Mutex::new(things.chunks(portion).enumerate());
+    let done = Mutex::new(BTreeMap::new());
+    let next = || portions.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let take = || {
+        while let Some((index, portion)) = next() {
+            let results = portion.iter().map(&work).collect::<Result<Vec<_>>>();
+            let failed = results.is_err();
+            done.lock().unwrap_or_else(PoisonError::into_inner).insert(index, results);
+            if failed {
+                break;
+            }
+        }
+    };
+    if things.len() <= portion {
+        take();
+    } else {
+        thread::scope(|scope| (0..READERS).for_each(|_| drop(scope.spawn(take))));
+    }
+    let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let parts = done.into_values().collect::<Result<Vec<_>>>()?;
+    Ok(parts.into_iter().flatten().collect())
+}
+
+/// The same, in portions that suit work of a few microseconds.
+pub(crate) fn each_quickly<T: Sync, R: Send>(
+    things: &[T],
+    work: impl Fn(&T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
+    each(things, PORTION, work)
+}
 
 /// The records and markers of a repository, from wherever.
 pub(crate) trait View {
@@ -26,14 +66,37 @@ pub(crate) trait View {
     /// Whether the data object exists.
     fn object(&self, id: VolumeId) -> Result<bool>;
 
+    /// Whether the volume has a record.
+    fn has_volume(&self, id: VolumeId) -> Result<bool> {
+        Ok(self.volume(id)?.is_some())
+    }
+
+    /// Whether the image points at the volume.
+    fn holds(&self, image: ImageId, volume: VolumeId) -> Result<bool> {
+        Ok(self.image(image)?.is_some_and(|image| image.holds(volume)))
+    }
+
+    /// Whether the volume is built on the image.
+    fn builds_on(&self, volume: VolumeId, image: ImageId) -> Result<bool> {
+        Ok(self.volume(volume)?.is_some_and(|volume| volume.builds_on(image)))
+    }
+
+    /// Whether any image points at the volume.
+    fn is_held(&self, id: VolumeId) -> Result<bool> {
+        for holder in self.holders(id)? {
+            if self.holds(holder, id)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// The volumes that are built on the image; announcements that led to nothing do not count.
     fn built_on(&self, id: ImageId) -> Result<Vec<VolumeRecord>> {
         let mut built = Vec::new();
         for child in self.children(id)? {
             let volume = self.volume(child)?;
-            built.extend(
-                volume.filter(|volume| volume.backing.as_ref().is_some_and(|backing| backing.image == id)),
-            );
+            built.extend(volume.filter(|volume| volume.builds_on(id)));
         }
         Ok(built)
     }
@@ -85,7 +148,20 @@ pub(crate) struct Everything {
     children: BTreeMap<ImageId, Vec<VolumeId>>,
     holders: BTreeMap<VolumeId, Vec<ImageId>>,
     /// Records that cannot be understood: what they are about is left alone.
-    pub corrupt: Vec<uuid::Uuid>,
+    pub corrupt: BTreeSet<Uuid>,
+    /// Bytes that dead stores left over.
+    pub leftovers: u64,
+}
+
+/// What one shard holds.
+#[derive(Default)]
+struct Shard {
+    images: Vec<(ImageId, ImageRecord)>,
+    volumes: Vec<(VolumeId, VolumeRecord)>,
+    markers: Vec<Marker>,
+    blobs: Vec<(ImageId, BlobId)>,
+    progress: Vec<ImageId>,
+    corrupt: Vec<Uuid>,
 }
 
 impl Everything {
@@ -93,34 +169,25 @@ impl Everything {
     /// what is made meanwhile is not taken for left over.
     pub fn read(repo: &Repo) -> Result<Self> {
         let mut all = Self { objects: repo.driver.list_volumes()?.into_iter().collect(), ..Self::default() };
-        let parts = Mutex::new((Vec::new(), None::<Error>));
-        let shards = Mutex::new(repo.driver.shards()?);
-        let next = || shards.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        thread::scope(|scope| {
-            for _ in 0..READERS {
-                scope.spawn(|| {
-                    let mut part = Self::default();
-                    let outcome = std::iter::from_fn(next).try_for_each(|shard| part.read_shard(repo, shard));
-                    let mut parts = parts.lock().unwrap_or_else(PoisonError::into_inner);
-                    parts.0.push(part);
-                    if let Err(error) = outcome {
-                        parts.1.get_or_insert(error);
-                    }
-                });
-            }
-        });
-        let (parts, error) = parts.into_inner().unwrap_or_else(PoisonError::into_inner);
-        if let Some(error) = error {
-            return Err(error);
-        }
+        let (leftovers, parts) = thread::scope(|scope| -> Result<_> {
+            let leftovers = scope.spawn(|| repo.driver.leftovers());
+            let parts = each(&repo.driver.shards(None)?, 1, |shard| Shard::read(repo, *shard))?;
+            let leftovers = leftovers.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            Ok((leftovers, parts))
+        })?;
+        all.leftovers = leftovers;
+        let (mut images, mut volumes) = (Vec::new(), Vec::new());
         for part in parts {
-            all.images.extend(part.images);
-            all.volumes.extend(part.volumes);
+            images.extend(part.images);
+            volumes.extend(part.volumes);
             all.markers.extend(part.markers);
             all.blobs.extend(part.blobs);
             all.progress.extend(part.progress);
             all.corrupt.extend(part.corrupt);
         }
+        // They are in order: a map that is made of all at once is packed.
+        all.images = images.into_iter().collect();
+        all.volumes = volumes.into_iter().collect();
         for marker in &all.markers {
             match *marker {
                 Marker::Child(image, volume) => all.children.entry(image).or_default().push(volume),
@@ -130,42 +197,55 @@ impl Everything {
         Ok(all)
     }
 
-    fn read_shard(&mut self, repo: &Repo, shard: u16) -> Result<()> {
-        let late = without!("check.order");
-        if !late {
-            self.read_referring(repo, shard)?;
-        }
-        for (id, _) in repo.driver.list(RecordKind::Volume, shard)? {
-            match repo.volume_with(VolumeId(id), Read::Relaxed) {
-                Ok(volume) => self.volumes.extend(volume.map(|volume| (VolumeId(id), volume))),
-                Err(error) if error.is_bad_record() => self.corrupt.push(id),
-                Err(error) => return Err(error),
-            }
-        }
-        for (id, _) in repo.driver.list(RecordKind::Image, shard)? {
-            match repo.image_with(ImageId(id), Read::Relaxed) {
-                Ok(image) => self.images.extend(image.map(|image| (ImageId(id), image))),
-                Err(error) if error.is_bad_record() => self.corrupt.push(id),
-                Err(error) => return Err(error),
-            }
-        }
-        if late { self.read_referring(repo, shard) } else { Ok(()) }
-    }
-
-    fn read_referring(&mut self, repo: &Repo, shard: u16) -> Result<()> {
-        self.blobs.extend(repo.driver.list_blobs(shard)?);
-        self.progress.extend(repo.driver.list_progress(shard)?);
-        self.markers.extend(repo.driver.list_markers(shard)?);
-        Ok(())
-    }
-
-    fn ensure_read(&self, id: uuid::Uuid) -> Result<()> {
+    fn ensure_read(&self, id: Uuid) -> Result<()> {
         if self.corrupt.contains(&id) {
             let message = format!("record {id} cannot be understood");
             return Err(Error::new(crate::ErrorKind::CorruptRecord, message));
         }
         Ok(())
     }
+}
+
+impl Shard {
+    fn read(repo: &Repo, shard: u16) -> Result<Self> {
+        let mut all = Self::default();
+        let late = without!("check.order");
+        if !late {
+            all.read_referring(repo, shard)?;
+        }
+        let (volumes, corrupt) = records(repo, RecordKind::Volume, shard)?;
+        all.volumes = volumes.into_iter().map(|(id, volume)| (VolumeId(id), volume)).collect();
+        all.corrupt = corrupt;
+        let (images, corrupt) = records(repo, RecordKind::Image, shard)?;
+        all.images = images.into_iter().map(|(id, image)| (ImageId(id), image)).collect();
+        all.corrupt.extend(corrupt);
+        if late {
+            all.read_referring(repo, shard)?;
+        }
+        Ok(all)
+    }
+
+    fn read_referring(&mut self, repo: &Repo, shard: u16) -> Result<()> {
+        self.blobs = repo.driver.list_blobs(shard)?;
+        self.progress = repo.driver.list_progress(shard)?;
+        self.markers = repo.driver.list_markers(shard)?;
+        Ok(())
+    }
+}
+
+/// The records of a shard, and the ids of those that cannot be understood.
+#[allow(clippy::type_complexity)] // Records by id, and ids.
+fn records<R: Record>(repo: &Repo, kind: RecordKind, shard: u16) -> Result<(Vec<(Uuid, R)>, Vec<Uuid>)> {
+    let (mut found, mut corrupt, mut outcome) = (Vec::new(), Vec::new(), Ok(()));
+    repo.driver.scan(kind, shard, None, &mut |id, read| {
+        match read.and_then(|versioned| parse::<R>(id, &versioned)) {
+            Ok(record) => found.push((id, record)),
+            Err(error) if error.is_bad_record() => corrupt.push(id),
+            Err(error) => outcome = Err(error),
+        }
+        outcome.is_ok()
+    })?;
+    outcome.map(|()| (found, corrupt))
 }
 
 impl View for Everything {
@@ -189,5 +269,22 @@ impl View for Everything {
 
     fn object(&self, id: VolumeId) -> Result<bool> {
         Ok(self.objects.contains(&id))
+    }
+
+    // The same as by default, without a copy of the record.
+
+    fn has_volume(&self, id: VolumeId) -> Result<bool> {
+        self.ensure_read(id.0)?;
+        Ok(self.volumes.contains_key(&id))
+    }
+
+    fn holds(&self, image: ImageId, volume: VolumeId) -> Result<bool> {
+        self.ensure_read(image.0)?;
+        Ok(self.images.get(&image).is_some_and(|image| image.holds(volume)))
+    }
+
+    fn builds_on(&self, volume: VolumeId, image: ImageId) -> Result<bool> {
+        self.ensure_read(volume.0)?;
+        Ok(self.volumes.get(&volume).is_some_and(|volume| volume.builds_on(image)))
     }
 }

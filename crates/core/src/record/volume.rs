@@ -141,6 +141,11 @@ impl VolumeRecord {
     pub fn id(&self) -> VolumeId {
         VolumeId(self.header.id)
     }
+
+    /// Whether the image shows through it.
+    pub fn builds_on(&self, image: ImageId) -> bool {
+        self.backing.as_ref().is_some_and(|backing| backing.image == image)
+    }
 }
 
 impl Record for VolumeRecord {

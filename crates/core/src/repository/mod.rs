@@ -249,6 +249,31 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// The ids of one shard with their highest generations, deleted ones possibly included: a hint, `get` decides.
     fn list(&self, kind: RecordKind, shard: u16) -> Result<Vec<(Uuid, Generation)>>;
 
+    /// Reads the records of one shard whose ids come after `after`, in order, until `visit` says "enough" by false; then
+    /// this is false too. As up to date as a relaxed `get`; a record that cannot be read is an error of its own.
+    fn scan(
+        &self,
+        kind: RecordKind,
+        shard: u16,
+        after: Option<Uuid>,
+        visit: &mut dyn FnMut(Uuid, Result<Versioned>) -> bool,
+    ) -> Result<bool> {
+        let mut found = self.list(kind, shard)?;
+        found.sort_unstable();
+        for (id, _) in found.into_iter().filter(|(id, _)| after.is_none_or(|after| *id > after)) {
+            let key = match kind {
+                RecordKind::Image => RecordKey::Image(ImageId(id)),
+                RecordKind::Volume => RecordKey::Volume(VolumeId(id)),
+            };
+            if let Some(read) = self.get(key, Read::Relaxed).transpose()
+                && !visit(id, read)
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Makes a marker exist, durably. It may exist already.
     fn mark(&self, marker: Marker) -> Result<()>;
 
@@ -282,8 +307,8 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// All blobs that carry the image's id.
     fn blobs(&self, owner: ImageId) -> Result<Vec<BlobId>>;
 
-    /// The shards that may hold anything; all others are empty.
-    fn shards(&self) -> Result<Vec<u16>> {
+    /// The shards that may hold such records, or anything at all, in order; all others are empty.
+    fn shards(&self, _kind: Option<RecordKind>) -> Result<Vec<u16>> {
         Ok((0..SHARDS).collect())
     }
 

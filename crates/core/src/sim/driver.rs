@@ -380,7 +380,7 @@ impl Driver for SimDriver {
         })
     }
 
-    fn shards(&self) -> Result<Vec<u16>> {
+    fn shards(&self, _kind: Option<RecordKind>) -> Result<Vec<u16>> {
         let mut shards = self.names(|name| match name {
             Name::Record(RecordKey::Image(id))
             | Name::Child(id, _)

@@ -25,7 +25,7 @@ use crate::options::{
     AutoFix, CopyOptions, CreateOptions, ForceOptions, FormatOptions, ImageKind, ListOptions, PrepareOptions,
     RemoveOptions, WaitOptions, WaitStatus,
 };
-use crate::record::{ImageRecord, Kind, OpenMode, State};
+use crate::record::{ImageRecord, Kind, OpenMode};
 use crate::repo::{Change, Repo};
 use crate::repository::{self, Access, Driver, Guard, HostIdentity};
 use crate::types::{GraphNode, ImageInfo, ImageStatus, PreparedImage, RepositoryInfo, Status, TaskInfo};
@@ -230,16 +230,23 @@ impl Store {
     pub fn get_storage_repository_info(&self, repo_id: &str) -> Result<RepositoryInfo> {
         let repo = self.repo(repo_id)?;
         let usage = repo.driver.usage()?;
-        let images = visible_images(&repo)?;
-        let disks = images.iter().filter(|image| image.kind == Kind::Disk).count();
+        let (mut disks, mut snapshots) = (0, 0);
+        repo.each_image(None, |image| {
+            match image.kind {
+                Kind::Disk if image.visible() => disks += 1,
+                Kind::Snapshot if image.visible() => snapshots += 1,
+                _ => {}
+            }
+            Ok(true)
+        })?;
         Ok(RepositoryInfo {
             repo_id: repo.id.clone(),
             format: repo.driver.format().to_owned(),
             location: repo.driver.location(),
             capacity: usage.capacity,
             available: usage.available,
-            virtual_disks: disks as u64,
-            snapshots: (images.len() - disks) as u64,
+            virtual_disks: disks,
+            snapshots,
             read_only: repo.driver.read_only(),
             features: repo.driver.features(),
             capabilities: repo.driver.capabilities(),
@@ -374,19 +381,13 @@ impl Store {
         });
         let limit = options.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
         let mut images = Vec::new();
-        for id in repo.image_ids()? {
-            if images.len() >= limit {
-                break;
-            }
-            if after.is_some_and(|after| id <= after) {
-                continue;
-            }
-            if let Some(image) = repo.image_listed(id)?
-                && image.visible()
-                && kind.is_none_or(|kind| image.kind == kind)
-            {
-                images.push(image);
-            }
+        if limit > 0 {
+            repo.each_image(after, |image| {
+                if image.visible() && kind.is_none_or(|kind| image.kind == kind) {
+                    images.push(image);
+                }
+                Ok(images.len() < limit)
+            })?;
         }
         Ok((repo, images))
     }
@@ -531,11 +532,10 @@ impl Store {
     pub fn graph(&self, repo_id: &str) -> Result<Vec<GraphNode>> {
         let repo = self.repo(repo_id)?;
         let mut nodes = Vec::new();
-        for id in repo.image_ids()? {
-            if let Some(image) = repo.image_listed(id)? {
-                nodes.push(view::node(&repo, &image)?);
-            }
-        }
+        repo.each_image(None, |image| {
+            nodes.push(view::node(&repo, &image)?);
+            Ok(true)
+        })?;
         Ok(nodes)
     }
 
@@ -638,14 +638,4 @@ fn reader_of(repo: &Repo, id: ImageId) -> Result<Box<dyn Guard>> {
     let alone = without!("read.lock");
     let id = if alone { ImageId::random() } else { id };
     repo.driver.lock_use(id, false)?.ok_or_else(|| graph::in_use(repo, id, "it is being removed"))
-}
-
-/// All images that callers see.
-fn visible_images(repo: &Repo) -> Result<Vec<ImageRecord>> {
-    let mut images = Vec::new();
-    for id in repo.image_ids()? {
-        images
-            .extend(repo.image_listed(id)?.filter(|image| image.visible() && image.state != State::Absorbed));
-    }
-    Ok(images)
 }

@@ -240,7 +240,7 @@ fn what_lies_beside_the_records(connect: Connect) {
     // Records are none of these.
     assert_eq!(a.put(RecordKey::Image(ImageId(two)), None, b"x").unwrap(), Put::Done(1));
 
-    let shards = set(b.shards().unwrap());
+    let shards = set(b.shards(None).unwrap());
     assert!(shards.contains(&0xdef) && shards.contains(&0xdf0) && shards.iter().all(|&shard| shard < SHARDS));
     assert_eq!(set(b.list_markers(0xdef).unwrap()), HashSet::from([child, holder]));
     assert_eq!(b.list_markers(0xdf0).unwrap(), [far]);

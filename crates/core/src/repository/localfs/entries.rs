@@ -61,21 +61,24 @@ impl Tree {
         }
     }
 
-    /// The shards that exist in any room.
-    pub(super) fn shards(&self) -> Result<Vec<u16>> {
+    /// The shards that exist in any of the rooms, in order.
+    pub(super) fn shards(&self, rooms: &[Room]) -> Result<Vec<u16>> {
         let mut shards = BTreeSet::new();
-        for room in Room::ALL {
-            let names = self.room(room).names()?;
-            shards.extend(names.iter().filter_map(|name| parse_shard(name)));
+        for room in rooms {
+            self.room(*room).each_name(|name| shards.extend(parse_shard(name)))?;
         }
         Ok(shards.into_iter().collect())
     }
 
     /// The names of two ids in a shard.
     pub(super) fn list_pairs(&self, room: Room, shard: u16) -> Result<Vec<(Uuid, Uuid)>> {
-        let names = self.shard(room, shard)?.map_or_else(|| Ok(Vec::new()), |dir| dir.names())?;
-        let pairs = names.iter().filter_map(|name| parse_pair(name));
-        Ok(pairs.filter(|(first, _)| shard_of(*first) == shard).collect())
+        let mut pairs = Vec::new();
+        if let Some(dir) = self.shard(room, shard)? {
+            dir.each_name(|name| {
+                pairs.extend(parse_pair(name).filter(|(first, _)| shard_of(*first) == shard));
+            })?;
+        }
+        Ok(pairs)
     }
 
     pub(super) fn list_progress(&self, shard: u16) -> Result<Vec<ImageId>> {
@@ -140,13 +143,10 @@ impl Tree {
 
 /// The second ids of the names whose first is `first`.
 fn seconds(shard: &Dir, first: Uuid) -> Result<Vec<Uuid>> {
-    let names = shard.names()?;
-    Ok(names
-        .iter()
-        .filter_map(|name| parse_pair(name))
-        .filter(|pair| pair.0 == first)
-        .map(|pair| pair.1)
-        .collect())
+    let prefix = format!("{}.", first.hyphenated());
+    let mut seconds = Vec::new();
+    shard.each_name(|name| seconds.extend(name.strip_prefix(&prefix).and_then(parse_id)))?;
+    Ok(seconds)
 }
 
 fn check_length(bytes: &[u8], limit: u64) -> Result<()> {

@@ -302,6 +302,7 @@ fn reserve_name(number: u32) -> String {
 /// Creates the files of the reserve that are not there.
 pub(super) fn fill_reserve(reserve: &Dir, ownership: Ownership) -> Result<()> {
     let names = reserve.names()?;
+    let mut made = false;
     for name in (0..RESERVE_FILES).map(reserve_name).filter(|name| !names.contains(name)) {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
         let path = reserve.path.join(&name);
@@ -310,6 +311,7 @@ pub(super) fn fill_reserve(reserve: &Dir, ownership: Ownership) -> Result<()> {
             Err(Errno::EXIST) => continue,
             Err(e) => return Err(failed("cannot create", path, e)),
         };
+        made = true;
         let filled = ownership.dress(&file, ownership.file_mode(), &path).and_then(|_| fill(file, &path));
         if let Err(error) = filled {
             // An empty one would be no reserve.
@@ -317,7 +319,7 @@ pub(super) fn fill_reserve(reserve: &Dir, ownership: Ownership) -> Result<()> {
             return Err(error);
         }
     }
-    reserve.sync()
+    if made { reserve.sync() } else { Ok(()) }
 }
 
 /// Gives the files of the reserve the blocks that they lack. Who is just creating them does the same.

@@ -3,6 +3,7 @@
 //! Everything is opened relative to a held directory and never through a symbolic link: what lies in a repository
 //! is input.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::Read as _;
 use std::mem::MaybeUninit;
@@ -25,6 +26,11 @@ pub(super) const MAX_BLOB: u64 = 64 << 20;
 pub(super) const TRIES: usize = 64;
 /// One call of the kernel lists this much of a directory at one moment: more than a thousand names.
 const LISTING: usize = 128 << 10;
+
+thread_local! {
+    /// What a listing is read into: too large to be allocated for each one.
+    static LISTED: RefCell<Vec<MaybeUninit<u8>>> = const { RefCell::new(Vec::new()) };
+}
 
 /// The directories with one subdirectory for each shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -150,22 +156,36 @@ impl Dir {
         }
     }
 
-    /// All names, at one moment if there are not very many; those that are not UTF-8 cannot be ours.
+    /// All names.
     pub(super) fn names(&self) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        self.each_name(|name| names.push(name.to_owned()))?;
+        Ok(names)
+    }
+
+    /// Calls `visit` with all names, at one moment if there are not very many; those that are not UTF-8 cannot be ours.
+    pub(super) fn each_name(&self, mut visit: impl FnMut(&str)) -> Result<()> {
         let error = |e| failed("cannot list", &self.path, e);
         // An own description: the offset of `fd` is shared by all threads.
         let fd = rustix::fs::openat(&self.fd, ".", Self::FLAGS, Mode::empty()).map_err(error)?;
-        let mut buffer = vec![MaybeUninit::uninit(); LISTING];
+        let mut buffer = LISTED.take();
+        buffer.resize(LISTING, MaybeUninit::uninit());
         let mut listing = RawDir::new(fd, &mut buffer);
-        let mut names = Vec::new();
+        let mut outcome = Ok(());
         while let Some(entry) = listing.next() {
-            let entry = entry.map_err(error)?;
-            match entry.file_name().to_str() {
-                Ok("." | "..") | Err(_) => {}
-                Ok(name) => names.push(name.to_owned()),
+            match entry {
+                Ok(entry) => match entry.file_name().to_str() {
+                    Ok("." | "..") | Err(_) => {}
+                    Ok(name) => visit(name),
+                },
+                Err(e) => {
+                    outcome = Err(error(e));
+                    break;
+                }
             }
         }
-        Ok(names)
+        LISTED.set(buffer);
+        outcome
     }
 
     /// Makes the names in it durable.
@@ -201,26 +221,28 @@ impl Dir {
 
     /// The content of a small regular file; None if there is none.
     pub(super) fn read(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>> {
-        let path = self.path.join(name);
+        let path = || self.path.join(name);
         let mut file = match self.open_file(name, OFlags::RDONLY, Mode::empty()) {
             Ok(file) => file,
             Err(Errno::NOENT) => return Ok(None),
-            Err(Errno::LOOP) => return Err(wrong(ErrorKind::CorruptRecord, &path, "is a symbolic link")),
-            Err(Errno::NXIO) => return Err(wrong(ErrorKind::CorruptRecord, &path, "is not a regular file")),
-            Err(e) => return Err(failed("cannot open", path, e)),
+            Err(Errno::LOOP) => return Err(wrong(ErrorKind::CorruptRecord, &path(), "is a symbolic link")),
+            Err(Errno::NXIO) => {
+                return Err(wrong(ErrorKind::CorruptRecord, &path(), "is not a regular file"));
+            }
+            Err(e) => return Err(failed("cannot open", path(), e)),
         };
-        let stat = rustix::fs::fstat(&file).map_err(|e| failed("cannot stat", &path, e))?;
+        let stat = rustix::fs::fstat(&file).map_err(|e| failed("cannot stat", path(), e))?;
         if !FileType::from_raw_mode(stat.st_mode).is_file() {
-            return Err(wrong(ErrorKind::CorruptRecord, &path, "is not a regular file"));
+            return Err(wrong(ErrorKind::CorruptRecord, &path(), "is not a regular file"));
         }
-        // One byte more, so that the end shows in the first call.
-        let expected = limit.min(stat.st_size.try_into().unwrap_or(0)) + 1;
-        let mut bytes = Vec::with_capacity(expected.try_into().unwrap_or(0));
-        (&mut file).take(limit + 1).read_to_end(&mut bytes).map_err(|e| failed("cannot read", &path, e))?;
-        if bytes.len() as u64 > limit {
+        let length: u64 = stat.st_size.try_into().unwrap_or(0);
+        if length > limit {
             let why = format!("is longer than {limit} bytes");
-            return Err(wrong(ErrorKind::CorruptRecord, &path, &why));
+            return Err(wrong(ErrorKind::CorruptRecord, &path(), &why));
         }
+        // What has its name is not written any more: where it ends is known, and not asked for.
+        let mut bytes = Vec::with_capacity(length.try_into().unwrap_or(0));
+        (&mut file).take(length).read_to_end(&mut bytes).map_err(|e| failed("cannot read", path(), e))?;
         Ok(Some(bytes))
     }
 }

@@ -3,15 +3,14 @@
 use std::collections::HashMap;
 
 use rustix::fs::FileType;
-use uuid::Uuid;
 use vdsmstore_io::without;
 
 use super::format::TEMPORARY;
-use super::layout::{Dir, Room, parse_id, parse_record, parse_temporary};
+use super::layout::{Dir, Room, parse_id, parse_record, parse_temporary, record_name};
 use super::tree::Tree;
 use crate::Result;
 use crate::id::Incarnation;
-use crate::repository::{Generation, Liveness, shard_of};
+use crate::repository::{Liveness, shard_of};
 
 /// What a file without blocks counts, and one that frees none: something to sweep is never 0.
 const LEAST: u64 = 4096;
@@ -70,7 +69,7 @@ impl Tree {
         done(search.pick(&self.root, |_, name| name == TEMPORARY), &self.root);
         done(search.pick(&self.hosts, Search::is_dead_host), &self.hosts);
         done(search.pick(&self.data, Search::is_of_dead), &self.data);
-        let shards = self.shards().unwrap_or_else(|error| {
+        let shards = self.shards(&Room::ALL).unwrap_or_else(|error| {
             done(Err(error), &self.root);
             Vec::new()
         });
@@ -111,33 +110,41 @@ impl Search<'_> {
     }
 
     fn pick(&mut self, dir: &Dir, mut may_go: impl FnMut(&mut Self, &str) -> bool) -> Result<Left> {
-        let mut left = Left::default();
-        for name in dir.names()? {
-            if may_go(self, &name) {
-                left.add(dir, name)?;
+        let mut names = Vec::new();
+        dir.each_name(|name| {
+            if may_go(self, name) {
+                names.push(name.to_owned());
             }
-        }
+        })?;
+        let mut left = Left::default();
+        names.into_iter().try_for_each(|name| left.add(dir, name))?;
         Ok(left)
     }
 
     fn pick_records(&mut self, dir: &Dir, shard: u16) -> Result<Left> {
-        let names = dir.names()?;
-        // In another shard than its own a record is nobody's.
-        let record = |name: &str| parse_record(name).filter(|(id, _)| shard_of(*id) == shard);
-        let mut highest = HashMap::<Uuid, Generation>::new();
-        for (id, generation) in names.iter().filter_map(|name| record(name)) {
-            let known = highest.entry(id).or_default();
-            *known = generation.max(*known);
-        }
+        let (mut records, mut names) = (Vec::new(), Vec::new());
+        dir.each_name(|name| match parse_record(name) {
+            // In another shard than its own a record is nobody's.
+            Some((id, generation)) if shard_of(id) == shard => records.push((id, generation)),
+            None if self.is_of_dead(name) => names.push(name.to_owned()),
+            Some(_) | None => {}
+        })?;
+        // The highest generation of each id comes first.
+        records.sort_unstable_by(|a, b| (a.0, b.1).cmp(&(b.0, a.1)));
+        let mut highest = None;
         let mut left = Left::default();
-        for name in names {
-            // The second highest stays, as a put leaves it.
-            let superseded = record(&name).is_some_and(|(id, generation)| highest[&id] - generation > 1);
-            if superseded || self.is_of_dead(&name) {
-                left.superseded |= superseded;
-                left.add(dir, name)?;
+        for (id, generation) in records {
+            match highest {
+                // The second highest stays, as a put leaves it.
+                Some((known, last)) if known == id && last - generation > 1 => {
+                    left.superseded = true;
+                    names.push(record_name(id, generation));
+                }
+                Some((known, _)) if known == id => {}
+                _ => highest = Some((id, generation)),
             }
         }
+        names.into_iter().try_for_each(|name| left.add(dir, name))?;
         Ok(left)
     }
 }

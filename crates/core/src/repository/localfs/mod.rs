@@ -192,6 +192,16 @@ impl Driver for LocalFs {
         self.open()?.list_records(kind, shard)
     }
 
+    fn scan(
+        &self,
+        kind: RecordKind,
+        shard: u16,
+        after: Option<Uuid>,
+        visit: &mut dyn FnMut(Uuid, Result<Versioned>) -> bool,
+    ) -> Result<bool> {
+        self.open()?.scan_records(kind, shard, after, visit)
+    }
+
     fn mark(&self, marker: Marker) -> Result<()> {
         self.writer()?.mark(marker)
     }
@@ -246,8 +256,12 @@ impl Driver for LocalFs {
             .collect())
     }
 
-    fn shards(&self) -> Result<Vec<u16>> {
-        self.open()?.shards()
+    fn shards(&self, kind: Option<RecordKind>) -> Result<Vec<u16>> {
+        self.open()?.shards(match kind {
+            None => &Room::ALL,
+            Some(RecordKind::Image) => &[Room::Images],
+            Some(RecordKind::Volume) => &[Room::Volumes],
+        })
     }
 
     fn list_blobs(&self, shard: u16) -> Result<Vec<(ImageId, BlobId)>> {

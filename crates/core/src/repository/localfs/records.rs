@@ -34,11 +34,38 @@ impl Sketch {
     }
 }
 
+fn room_of(kind: RecordKind) -> Room {
+    match kind {
+        RecordKind::Image => Room::Images,
+        RecordKind::Volume => Room::Volumes,
+    }
+}
+
 fn place(key: RecordKey) -> (Room, Uuid) {
     match key {
         RecordKey::Image(id) => (Room::Images, id.0),
         RecordKey::Volume(id) => (Room::Volumes, id.0),
     }
+}
+
+/// The highest generation of one record now.
+fn highest(shard: &Dir, id: Uuid) -> Result<Option<Generation>> {
+    let prefix = format!("{}.", id.hyphenated());
+    let mut highest = None;
+    shard.each_name(|name| {
+        highest = highest.max(name.strip_prefix(&prefix).and_then(parse_generation));
+    })?;
+    Ok(highest)
+}
+
+/// The records in a listing, each with its highest generation, in order.
+fn listed(dir: &Dir, shard: u16) -> Result<Vec<(Uuid, Generation)>> {
+    let mut found = Vec::new();
+    dir.each_name(|name| found.extend(parse_record(name).filter(|(id, _)| shard_of(*id) == shard)))?;
+    // The highest generation of each id comes first and stays.
+    found.sort_unstable_by(|a, b| (a.0, b.1).cmp(&(b.0, a.1)));
+    found.dedup_by_key(|(id, _)| *id);
+    Ok(found)
 }
 
 /// The generations of one record in a listing, unordered.
@@ -60,16 +87,23 @@ impl Tree {
     pub(super) fn get_record(&self, key: RecordKey, read: Read) -> Result<Option<Versioned>> {
         let (room, id) = place(key);
         let Some(shard) = self.shard(room, shard_of(id))? else { return Ok(None) };
-        let Some(Newest { generation, bytes, names }) = newest(&shard, id)? else { return Ok(None) };
+        if read == Read::Relaxed
+            && let Some(generation) = self.known(room, id)
+            && let Some(bytes) = unchanged(&shard, id, generation)?
+        {
+            return Ok(alive(bytes, generation));
+        }
+        let Some(Newest { generation, bytes }) = newest(&shard, id)? else { return Ok(None) };
         if read == Read::Fresh && !self.is_durable(room, id, generation) && !without!("localfs.flush.fresh") {
-            // Its writer may not have come to this yet. That does for all that were listed.
+            // Its writer may not have come to this yet. That does for all that are listed.
+            let found = listed(&shard, shard_of(id))?;
             match shard.sync() {
-                Ok(()) => self.are_durable(room, names.iter().filter_map(|name| parse_record(name))),
+                Ok(()) => self.are_durable(room, found.into_iter().chain([(id, generation)])),
                 Err(error) if error.kind() == ErrorKind::ReadOnlyRepository => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok((!Sketch::of(&bytes).tombstone).then_some(Versioned { bytes, generation }))
+        Ok(alive(bytes, generation))
     }
 
     pub(super) fn put_record(&self, key: RecordKey, expect: Option<Generation>, bytes: &[u8]) -> Result<Put> {
@@ -91,34 +125,50 @@ impl Tree {
     }
 
     pub(super) fn list_records(&self, kind: RecordKind, shard: u16) -> Result<Vec<(Uuid, Generation)>> {
-        let room = match kind {
-            RecordKind::Image => Room::Images,
-            RecordKind::Volume => Room::Volumes,
-        };
-        let Some(dir) = self.shard(room, shard)? else { return Ok(Vec::new()) };
-        let names = dir.names()?;
-        let mut found: Vec<_> = names
-            .iter()
-            .filter_map(|name| parse_record(name))
-            .filter(|(id, _)| shard_of(*id) == shard)
-            .collect();
-        // The highest generation of each id comes first and stays.
-        found.sort_unstable_by(|a, b| (a.0, b.1).cmp(&(b.0, a.1)));
-        found.dedup_by_key(|(id, _)| *id);
-        Ok(found)
+        match self.shard(room_of(kind), shard)? {
+            Some(dir) => listed(&dir, shard),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    pub(super) fn scan_records(
+        &self,
+        kind: RecordKind,
+        shard: u16,
+        after: Option<Uuid>,
+        visit: &mut dyn FnMut(Uuid, Result<Versioned>) -> bool,
+    ) -> Result<bool> {
+        let Some(dir) = self.shard(room_of(kind), shard)? else { return Ok(true) };
+        let found = listed(&dir, shard)?.into_iter().filter(|(id, _)| after.is_none_or(|after| *id > after));
+        for (id, generation) in found {
+            let read = match dir.read(&record_name(id, generation), MAX_RECORD) {
+                Ok(Some(bytes)) => Ok(alive(bytes, generation)),
+                // Gone: two more puts have happened since.
+                Ok(None) => {
+                    newest(&dir, id).map(|found| found.and_then(|found| alive(found.bytes, found.generation)))
+                }
+                Err(error) => Err(error),
+            };
+            if let Some(read) = read.transpose()
+                && !visit(id, read)
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn compare_and_set(&self, key: RecordKey, expect: Expect, bytes: &[u8]) -> Result<Put> {
         let (room, id) = place(key);
         let shard = self.make_shard(room, shard_of(id))?;
         let base = match expect {
-            Expect::Generation(expect) => match generations(&shard.names()?, id).max() {
+            Expect::Generation(expect) => match highest(&shard, id)? {
                 Some(highest) if highest == expect || without!("localfs.compare.generation") => highest,
                 _ => return Ok(Put::Conflict),
             },
             Expect::Nothing => match newest(&shard, id)? {
                 None => 0,
-                Some(newest) if Sketch::of(&newest.bytes).tombstone => newest.generation,
+                Some(newest) if is_tombstone(&newest.bytes) => newest.generation,
                 Some(_) => return Ok(Put::Conflict),
             },
         };
@@ -183,18 +233,38 @@ fn is(shard: &Dir, name: &str, temporary: &Temporary<'_>) -> Result<bool> {
 struct Newest {
     generation: Generation,
     bytes: Vec<u8>,
-    /// All that was in its shard.
-    names: Vec<String>,
+}
+
+/// A tombstone is no record.
+fn alive(bytes: Vec<u8>, generation: Generation) -> Option<Versioned> {
+    (!is_tombstone(&bytes)).then_some(Versioned { bytes, generation })
+}
+
+/// Whether the document says that it is one; most do not even have the word, nor a way to hide it.
+fn is_tombstone(bytes: &[u8]) -> bool {
+    const WORD: &[u8] = b"tombstone";
+    let suspicious = bytes.contains(&b'\\') || bytes.windows(WORD.len()).any(|part| part == WORD);
+    suspicious && Sketch::of(bytes).tombstone
+}
+
+/// The document of a generation, if it is there and the next one is not: nearly always the highest then, and found
+/// without a listing.
+fn unchanged(shard: &Dir, id: Uuid, generation: Generation) -> Result<Option<Vec<u8>>> {
+    match generation.checked_add(1) {
+        Some(next) if shard.stat(&record_name(id, next))?.is_none() => {
+            shard.read(&record_name(id, generation), MAX_RECORD)
+        }
+        _ => Ok(None),
+    }
 }
 
 /// The highest generation.
 fn newest(shard: &Dir, id: Uuid) -> Result<Option<Newest>> {
     for _ in 0..TRIES {
-        let names = shard.names()?;
-        let Some(generation) = generations(&names, id).max() else { return Ok(None) };
+        let Some(generation) = highest(shard, id)? else { return Ok(None) };
         // Gone: two more puts have happened since it was listed.
         if let Some(bytes) = shard.read(&record_name(id, generation), MAX_RECORD)? {
-            return Ok(Some(Newest { generation, bytes, names }));
+            return Ok(Some(Newest { generation, bytes }));
         }
     }
     Err(wrong(ErrorKind::IoError, &shard.path, &format!("the record {id} changes too fast to be read")))

@@ -157,13 +157,25 @@ fn what_is_known_to_be_durable_is_not_synced_again() {
     assert_eq!(synced(&place), ["images/abc"], "a tombstone must not go either");
     assert_eq!(mine.get(key(two), Read::Fresh).unwrap(), None);
     assert!(synced(&place).is_empty());
-    // A shard that somebody else made is synced once, and with it all that are there.
+    // A shard that somebody else made is synced once.
     assert_eq!(theirs.put(key(id(0x111, 1)), None, b"1").unwrap(), Put::Done(1));
     synced(&place);
     assert_eq!(mine.put(key(far), Some(1), b"2").unwrap(), Put::Done(2));
     assert_eq!(synced(&place), ["images", "images/def"]);
     assert_eq!(mine.put(key(id(0x111, 2)), None, b"1").unwrap(), Put::Done(1));
+    assert_eq!(synced(&place), ["images", "images/111"]);
+    assert_eq!(mine.put(key(id(0x111, 3)), None, b"1").unwrap(), Put::Done(1));
     assert_eq!(synced(&place), ["images/111"]);
+    // After many of them all that are there are, at one go.
+    for shard in 0x200..=0x220 {
+        assert_eq!(theirs.put(key(id(shard, 1)), None, b"1").unwrap(), Put::Done(1));
+    }
+    for shard in 0x200..0x220 {
+        assert_eq!(mine.put(key(id(shard, 2)), None, b"1").unwrap(), Put::Done(1));
+    }
+    synced(&place);
+    assert_eq!(mine.put(key(id(0x220, 2)), None, b"1").unwrap(), Put::Done(1));
+    assert_eq!(synced(&place), ["images/220"]);
 }
 
 #[test]

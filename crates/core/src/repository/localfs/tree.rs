@@ -126,6 +126,8 @@ struct Durable {
     records: HashMap<(Room, Uuid), Generation>,
 }
 
+/// After so many shards of a room were synced one by one, all of them are listed: that takes as long as several syncs.
+const OFTEN: usize = 16;
 /// More than these records are not remembered.
 const REMEMBERED: usize = 1 << 16;
 
@@ -184,13 +186,16 @@ impl Tree {
         if made {
             self.ownership.dress(&dir, self.ownership.dir_mode(), &path)?;
         }
-        // Also if somebody else made it: it may have made it just now. That does for all that are there.
-        let names = parent.names()?;
+        // Who comes by often looks which ones there are: one sync does for all of them.
+        let mut shards = vec![shard];
+        if self.durable().shards.iter().filter(|(known, _)| *known == room).count() == OFTEN {
+            parent.each_name(|name| shards.extend(parse_shard(name)))?;
+        }
+        // Also if somebody else made it: it may have made it just now.
         if !without!("localfs.flush.shard") {
             parent.sync()?;
         }
-        let shards = names.iter().filter_map(|name| parse_shard(name));
-        self.durable().shards.extend(shards.map(|shard| (room, shard)));
+        self.durable().shards.extend(shards.into_iter().map(|shard| (room, shard)));
         Ok(dir)
     }
 
@@ -200,7 +205,12 @@ impl Tree {
 
     /// Whether that generation, found as the highest, needs no sync.
     pub(super) fn is_durable(&self, room: Room, id: Uuid, generation: Generation) -> bool {
-        self.durable().records.get(&(room, id)) == Some(&generation)
+        self.known(room, id) == Some(generation)
+    }
+
+    /// The highest generation that this store knows of; there may be higher ones.
+    pub(super) fn known(&self, room: Room, id: Uuid) -> Option<Generation> {
+        self.durable().records.get(&(room, id)).copied()
     }
 
     /// These were seen, then their directory was synced.

@@ -1,56 +1,46 @@
-//! How fast thirty layers become one, beside `qemu-img commit`, layer by layer, in the same run.
-//!
-//! `cargo run --release -p vdsmstore-core --example merge -- DIRECTORY` needs 6 GiB there. The two take turns; each
-//! ends with the data on the storage. Ratios over 1 mean that we are faster.
+//! How fast thirty layers become one, beside `qemu-img commit`, layer by layer. The two take turns; each ends with the data
+//! on the storage.
 
-use std::error::Error;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::{Map, Value};
-use vdsmstore_core::options::{
-    AutoFix, CheckOptions, CreateOptions, FixOptions, FormatOptions, PrepareOptions, RemoveOptions,
+use vdsmstore_core::options::{CheckOptions, CreateOptions, FixOptions, ForceOptions, PrepareOptions};
+use vdsmstore_core::{FixType, Store};
+
+use crate::numbers::{Samples, seconds, turns};
+use crate::scene::{
+    MIB, Result, connect, disk, fill_with_noise, format, mark_removed, noise, store, text, tool,
 };
-use vdsmstore_core::{FixType, Store, StoreOptions};
 
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
-
-const MIB: u64 = 1 << 20;
 const SIZE: u64 = 1024 * MIB;
 const LAYERS: u64 = 30;
 /// What each layer has, somewhere in a part of the disk that all of them change.
 const EACH: u64 = 64 * MIB;
 const PART: u64 = 256 * MIB;
 const CLUSTER: u64 = 64 << 10;
-const TURNS: usize = 5;
 
-fn main() -> Result<()> {
-    let directory = std::env::args().nth(1).ok_or("usage: merge DIRECTORY")?;
-    let directory = Path::new(&directory);
-    println!("{:<36} {:>10} {:>10}  ratio", "", "vdsmstore", "qemu-img");
+/// Merges and commits, by turns.
+pub fn run(directory: &Path) -> Result<()> {
+    println!("\n{LAYERS} layers become one: time of qemu-img commit / ours, median (min to max)");
     for scattered in [false, true] {
-        let mut ratios = Vec::with_capacity(TURNS);
-        for turn in 0..TURNS {
-            let place = directory.join(format!("{scattered}-{turn}"));
+        let (mut ours, mut theirs) = (Samples::default(), Samples::default());
+        for turn in 0..turns(3, 9) {
+            let place = directory.join(format!("merge-{scattered}-{turn}"));
             let chain = Chain::make(&place, scattered)?;
             // Who is first changes.
-            let (ours, theirs) = if turn % 2 == 0 {
-                let theirs = chain.commit()?;
-                (chain.merge()?, theirs)
+            if turn % 2 == 0 {
+                theirs.push_time(chain.commit()?);
+                ours.push_time(chain.merge()?);
             } else {
-                let ours = chain.merge()?;
-                (ours, chain.commit()?)
-            };
-            let ratio = theirs.as_secs_f64() / ours.as_secs_f64();
-            let what = if scattered { "30 layers, single clusters" } else { "30 layers, 16 MiB pieces" };
-            println!("{what:<36} {:>8.3} s {:>8.3} s  {ratio:.1}", ours.as_secs_f64(), theirs.as_secs_f64());
-            ratios.push(ratio);
+                ours.push_time(chain.merge()?);
+                theirs.push_time(chain.commit()?);
+            }
             chain.same()?;
             std::fs::remove_dir_all(&place)?;
         }
-        ratios.sort_by(f64::total_cmp);
-        println!("{:<36} median {:.1}, least {:.1}", "", ratios[TURNS / 2], ratios[0]);
+        let what = if scattered { "single clusters" } else { "pieces of 16 MiB" };
+        let (us, them) = (seconds(ours.median()), seconds(theirs.median()));
+        println!("{what:<18} {us:>10} {them:>10}   {}", theirs.over(&ours).ratio());
     }
     Ok(())
 }
@@ -66,15 +56,12 @@ struct Chain {
 impl Chain {
     fn make(place: &Path, scattered: bool) -> Result<Chain> {
         let (repo, copy) = (place.join("repo"), place.join("copy"));
-        std::fs::create_dir_all(&repo)?;
         std::fs::create_dir_all(&copy)?;
-        let mut at = Map::new();
-        at.insert("path".into(), Value::from(text(&repo)?));
-        let store = Store::new(StoreOptions::default())?;
-        store.format_storage_repository("localfs-1.0", &at, &FormatOptions::default())?;
-        store.connect_storage_repository("A", "localfs-1.0", &at)?;
+        format(&repo)?;
+        let store = store()?;
+        connect(&store, "A", &repo)?;
         let plain = CreateOptions::default();
-        let disk = store.create_virtual_disk("A", Some(SIZE.try_into()?), None, "{}", &plain)?.to_string();
+        let disk = disk(&store, "A", SIZE)?;
         let mut seed = 0x9e37_79b9_7f4a_7c15;
         let mut snapshots = Vec::new();
         for layer in 0..=LAYERS {
@@ -82,9 +69,7 @@ impl Chain {
             let piece = if scattered { CLUSTER } else { 16 * MIB };
             let mut data = vec![0; usize::try_from(piece)?];
             for _ in 0..EACH / piece {
-                for word in data.chunks_mut(8) {
-                    word.copy_from_slice(&noise(&mut seed).to_le_bytes()[..word.len()]);
-                }
+                fill_with_noise(&mut data, &mut seed);
                 // The lowest has its own part, and the others theirs.
                 let from = if layer == 0 { PART } else { 0 };
                 let offset = from + noise(&mut seed) % (PART / piece) * piece;
@@ -102,11 +87,10 @@ impl Chain {
             let name = path.file_name().ok_or("a path without a name")?;
             tool("cp", &["--sparse=always", text(&path)?, text(&copy)?])?;
             copies.push(copy.join(name));
-            store.teardown_image("A", id, &vdsmstore_core::options::ForceOptions::default())?;
+            store.teardown_image("A", id, &ForceOptions::default())?;
         }
-        let options = RemoveOptions { auto_fix: AutoFix::Off, ..RemoveOptions::default() };
         for id in &snapshots {
-            store.remove_image("A", id, &options)?;
+            mark_removed(&store, "A", id)?;
         }
         tool("sync", &["-f", text(place)?])?;
         Ok(Chain { store, disk, copies })
@@ -141,21 +125,4 @@ impl Chain {
         let (path, base) = (&prepared.path, text(&self.copies[0])?);
         tool("qemu-img", &["compare", "-q", "-f", &prepared.format, "-F", "raw", path, base])
     }
-}
-
-fn tool(program: &str, arguments: &[&str]) -> Result<()> {
-    let status = Command::new(program).args(arguments).stdout(Stdio::null()).status()?;
-    if status.success() { Ok(()) } else { Err(format!("{program} {arguments:?} failed").into()) }
-}
-
-fn text(path: &Path) -> Result<&str> {
-    path.to_str().ok_or_else(|| "a path that is no text".into())
-}
-
-/// Never the same twice, never compressible.
-fn noise(seed: &mut u64) -> u64 {
-    *seed ^= *seed << 13;
-    *seed ^= *seed >> 7;
-    *seed ^= *seed << 17;
-    *seed
 }

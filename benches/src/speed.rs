@@ -1,9 +1,5 @@
-//! How fast the bytes move, beside `cp` and QEMU's tools in the same run.
-//!
-//! `cargo run --release -p vdsmstore-io --example speed -- DIRECTORY` needs 5 GiB there; the best of three runs
-//! counts. Ratios over 1 mean that we are faster.
+//! How fast the bytes move, beside `cp` and QEMU's tools. Needs 5 GiB; the best of three runs counts.
 
-use std::error::Error;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Write as _;
@@ -15,14 +11,14 @@ use std::time::{Duration, Instant};
 use vdsmstore_io::qcow2::{self, CreateOptions};
 use vdsmstore_io::{Control, FileDevice, Format, Image, Layer, Target, execute, plan};
 
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
+use crate::scene::{Result, noise, text, tool};
 
 const GIB: u64 = 1 << 30;
 const WRITES: u64 = 20_000;
 
-fn main() -> Result<()> {
-    let directory = std::env::args().nth(1).ok_or("usage: speed DIRECTORY")?;
-    let directory = Path::new(&directory);
+/// Copies and small writes.
+pub fn run(directory: &Path) -> Result<()> {
+    println!("\nbytes moved: ours, theirs, ratio (over 1: we are faster)");
     copy(directory)?;
     write_here_and_there(directory)
 }
@@ -40,23 +36,6 @@ fn best(mut work: impl FnMut() -> Result<()>) -> Result<Duration> {
 fn report(what: &str, ours: Duration, theirs: Duration) {
     let ratio = theirs.as_secs_f64() / ours.as_secs_f64();
     println!("{what:<48} {:>8.3} s {:>8.3} s  {ratio:.2}", ours.as_secs_f64(), theirs.as_secs_f64());
-}
-
-fn tool(program: &str, arguments: &[&str]) -> Result<()> {
-    let status = Command::new(program).args(arguments).stdout(Stdio::null()).status()?;
-    if status.success() { Ok(()) } else { Err(format!("{program} failed").into()) }
-}
-
-fn text(path: &Path) -> Result<&str> {
-    path.to_str().ok_or_else(|| "a path that is no text".into())
-}
-
-/// Never the same twice, never compressible.
-fn noise(seed: &mut u64) -> u64 {
-    *seed ^= *seed << 13;
-    *seed ^= *seed >> 7;
-    *seed ^= *seed << 17;
-    *seed
 }
 
 fn image(path: &Path, format: Format, size: u64, writable: bool) -> Result<Image> {
