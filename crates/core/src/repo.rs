@@ -28,11 +28,16 @@ pub(crate) struct Repo {
     pub id: String,
     /// The storage.
     pub driver: Arc<dyn Driver>,
+    /// Bytes that the caches of each open image may take, if that is said.
+    pub memory: Option<u64>,
 }
 
 impl fmt::Debug for Repo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Repo").field("id", &self.id).field("location", &self.driver.location()).finish()
+        f.debug_struct("Repo")
+            .field("id", &self.id)
+            .field("location", &self.driver.location())
+            .finish_non_exhaustive()
     }
 }
 

@@ -209,7 +209,8 @@ fn growing_as_far_as_bitmaps_reach() {
     image.write(8 * MIB - 512, &[1; 512]).unwrap();
     image.grow(12 * MIB).unwrap();
     image.write(10 * MIB, &[2; 512]).unwrap();
-    let error = image.grow(20 * MIB).unwrap_err();
+    // Over 512 MiB of bits QEMU takes none.
+    let error = image.grow(3 << 40).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
     assert_eq!(image.size(), 12 * MIB);
     image.flush().unwrap();
@@ -220,6 +221,68 @@ fn growing_as_far_as_bitmaps_reach() {
     qemu_io(&path, &["write 11M 512"]);
     check_clean(&path);
     assert!(marked(&path, "b", 512, 24576)[22528]);
+}
+
+/// Tables of bitmaps become longer along with the disk, those of disabled ones too; one that somebody did not finish stays.
+#[test]
+fn growing_beyond_what_bitmaps_reach() {
+    let (_keep, dir) = scratch();
+    let path = dir.join("image");
+    let name = path.to_str().unwrap();
+    for cluster_size in [512, 4096, 65536] {
+        let options = format!("cluster_size={cluster_size}");
+        // One cluster of bits is 2 MiB, 16 MiB, and 256 MiB of the disk.
+        let clusters = |size: u64| size.div_ceil(cluster_size * 8 * 512);
+        let mut size = MIB;
+        qemu("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &options, name, "1M"]);
+        qemu("qemu-img", &["bitmap", "--add", "-g", "64k", name, "lost"]);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let extension = bytes.windows(4).position(|four| four == [0x23, 0x85, 0x28, 0x75]).unwrap();
+        let place = |bytes: &[u8]| {
+            u64::from_be_bytes(bytes[extension + 24..extension + 32].try_into().unwrap()) as usize
+        };
+        let directory = place(&bytes);
+        bytes[directory + 15] |= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        for (bitmap, more) in [("fine", &[][..]), ("off", &["--disable"])] {
+            let mut arguments = vec!["bitmap", "--add", "-g", "512"];
+            arguments.extend(more);
+            arguments.extend([name, bitmap]);
+            qemu("qemu-img", &arguments);
+        }
+        let mut marks = Vec::new();
+        for step in 1..=3u64 {
+            let before = std::fs::read(&path).unwrap();
+            let image = open_one(&path, size);
+            image.write(size - 512, &[1; 512]).unwrap();
+            marks.push((size / 512 - 1) as usize);
+            let moves = clusters(size) != clusters(20 * size);
+            size *= 20;
+            image.grow(size).unwrap();
+            image.write(size - 1024, &[1; 512]).unwrap();
+            marks.push((size / 512 - 2) as usize);
+            image.flush().unwrap();
+            drop(image);
+            check_clean(&path);
+            let now = std::fs::read(&path).unwrap();
+            assert_eq!(place(&before) != place(&now), moves, "{cluster_size}, step {step}: the directory");
+            let found = qcow2::bitmaps(&file(&path)).unwrap();
+            let state: Vec<_> = found.iter().map(|b| (b.name.as_str(), b.enabled, b.consistent)).collect();
+            assert_eq!(state, [("lost", true, false), ("fine", true, true), ("off", false, true)]);
+            let bits = marked(&path, "fine", 512, (size / 512) as usize);
+            assert!((0..bits.len()).filter(|at| bits[*at]).eq(marks.iter().copied()));
+            assert!(!marked(&path, "off", 512, (size / 512) as usize).contains(&true));
+            // QEMU writes on.
+            let at = size / 2 + step * 512;
+            qemu_io(&path, &[&format!("write {at} 512")]);
+            marks.push((at / 512) as usize);
+            marks.sort_unstable();
+            check_clean(&path);
+            if cluster_size == 512 && step == 2 {
+                break;
+            }
+        }
+    }
 }
 
 /// Bitmaps that were given up earlier, and those that somebody did not finish, stay as they are.

@@ -18,7 +18,8 @@ const BOTH: [(Compression, &str); 2] = [(Compression::Deflate, DEFLATE), (Compre
 fn create_compressed(path: &Path, size: u64, compression: Compression) -> Image {
     let device = FileDevice::create_new(path).unwrap();
     let options = CreateOptions { size, backing: None, preallocate_metadata: false };
-    qcow2::create_compressed(&device, &options, compression).unwrap();
+    let layout = qcow2::Layout { compression, ..qcow2::Layout::default() };
+    qcow2::create_with(&device, &options, &layout).unwrap();
     Image::open(vec![Layer { device: Arc::new(device), format: Format::Qcow2, size }], true).unwrap()
 }
 

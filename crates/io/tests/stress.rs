@@ -6,12 +6,13 @@ mod common;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use common::packed::{DEFLATE, mixture, qemu_compressed};
 use common::*;
-use vdsmstore_io::{Format, Image};
+use vdsmstore_io::{Format, Image, ImageOptions};
 
 /// Bytes belong to threads in an interleaved way, so that all meet in every cluster. Each checks its own after
 /// every step, while others write around them, one flushes, and one makes the disk twice as large.
-fn run(image: &Image, size: u64, stripe: u64, base: &[u8]) -> Vec<u8> {
+fn run(image: &Image, size: u64, stripe: u64, cluster_size: u64, base: &[u8]) -> Vec<u8> {
     const THREADS: u64 = 6;
     let stop = AtomicBool::new(false);
     let parts: Vec<Vec<u8>> = std::thread::scope(|scope| {
@@ -26,9 +27,17 @@ fn run(image: &Image, size: u64, stripe: u64, base: &[u8]) -> Vec<u8> {
                         let at = mine * stripe;
                         let length = 1 + random.below(stripe);
                         let range = at as usize..(at + length) as usize;
-                        if random.below(4) == 0 {
+                        let choice = random.below(8);
+                        if choice < 2 {
                             image.discard(at, length).unwrap();
                             model[range].fill(0);
+                        } else if choice == 2 && stripe >= cluster_size {
+                            // A whole cluster of ours alone.
+                            let at = at + random.below(stripe / cluster_size) * cluster_size;
+                            let range = at as usize..(at + cluster_size) as usize;
+                            let bytes = mixture(&mut random, cluster_size);
+                            image.write_compressed(at, &bytes).unwrap();
+                            model[range].copy_from_slice(&bytes);
                         } else {
                             random.fill(&mut model[range.clone()]);
                             image.write(at, &model[range]).unwrap();
@@ -76,7 +85,7 @@ fn stress(size: u64, stripe: u64, cluster_size: u64) {
         &["create", "-q", "-f", "qcow2", "-o", &options, "-u", "-b", "base", "-F", "raw", name, &length],
     );
     let image = open(&[(&top, Format::Qcow2, size), (&base, Format::Raw, 2 * size)]);
-    let mut model = run(&image, size, stripe, &bytes);
+    let mut model = run(&image, size, stripe, cluster_size, &bytes);
     model.resize(2 * size as usize, 0);
     assert_same(&read_all(&image), &model);
     image.flush().unwrap();
@@ -95,4 +104,32 @@ fn all_threads_in_the_same_clusters() {
 fn whole_clusters_come_and_go() {
     stress(3 * MIB, 32 * KIB, 4096);
     stress(12 * MIB, 128 * KIB, 65536);
+}
+
+/// Everything that can go on at once: compressed clusters are written over, tables and data of a snapshot are copied, and
+/// so few tables fit into the cache that requests flush in their middle.
+#[test]
+fn compressed_and_shared_clusters_in_little_memory() {
+    let (_keep, dir) = scratch();
+    let path = dir.join("image");
+    for (size, cluster_size, stripe) in
+        [(3 * MIB, 512, 4096), (6 * MIB, 4096, 16384), (12 * MIB, 65536, 65536)]
+    {
+        let before = mixture(&mut Random::new(size), size);
+        qemu_compressed(&path, &before, cluster_size, DEFLATE);
+        qemu("qemu-img", &["snapshot", "-c", "s", path.to_str().unwrap()]);
+        let options = ImageOptions { writable: true, memory: Some(0), ..ImageOptions::default() };
+        let image = Image::open_with(vec![layer(&path, Format::Qcow2, size, true)], &options).unwrap();
+        let mut model = run(&image, size, stripe, cluster_size, &before);
+        model.resize(2 * size as usize, 0);
+        assert_same(&read_all(&image), &model);
+        image.flush().unwrap();
+        drop(image);
+        check_clean(&path);
+        assert_same(&qemu_read(&path, "qcow2"), &model);
+        let (raw, name) = (dir.join("snapshot"), path.to_str().unwrap());
+        qemu("qemu-img", &["convert", "-f", "qcow2", "-O", "raw", "-l", "s", name, raw.to_str().unwrap()]);
+        // As long as the disk is now.
+        assert_same(&std::fs::read(&raw).unwrap()[..size as usize], &before);
+    }
 }

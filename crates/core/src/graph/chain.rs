@@ -173,13 +173,21 @@ pub(crate) struct OpenChain {
     /// Says that the image itself is being read, if a caller reads it; held, not looked at.
     #[allow(dead_code)]
     pub reader: Option<Box<dyn Guard>>,
+    /// Bytes that the caches of each image that it is opened as may take.
+    pub memory: Option<u64>,
 }
 
 impl OpenChain {
     /// The bytes as one virtual disk.
     pub fn image(&self, writable: bool) -> Result<io::Image> {
-        Ok(io::Image::open(self.chain.layers(&self.volumes), writable)?)
+        open_layers(self.chain.layers(&self.volumes), writable, self.memory)
     }
+}
+
+/// Opens layers, top first, as one virtual disk, whose caches may take so much memory.
+pub(crate) fn open_layers(layers: Vec<Layer>, writable: bool, memory: Option<u64>) -> Result<io::Image> {
+    let options = io::ImageOptions { writable, memory, ..io::ImageOptions::default() };
+    Ok(io::Image::open_with(layers, &options)?)
 }
 
 /// Opens all volumes of an image: the top one with `access`, the others for reading. All locks at once or none.
@@ -198,7 +206,7 @@ pub(crate) fn open(repo: &Repo, id: ImageId, access: Access) -> Result<OpenChain
             Ok(volumes) => {
                 let chain = fresh()?;
                 if without!("chain.reread") || chain.same(&guess) {
-                    return Ok(OpenChain { chain, volumes, reader: None });
+                    return Ok(OpenChain { chain, volumes, reader: None, memory: repo.memory });
                 }
             }
             // The guess was wrong, or a volume that vanished has been replaced: the chain is another one now.

@@ -148,10 +148,11 @@ impl Export {
         match format {
             Format::Raw => device.set_len(size)?,
             Format::Qcow2 => {
-                qcow2::create_compressed(
+                let compression = self.compress.unwrap_or(Compression::Deflate);
+                qcow2::create_with(
                     &device,
                     &qcow2::CreateOptions { size, backing: None, preallocate_metadata: false },
-                    self.compress.unwrap_or(Compression::Deflate),
+                    &qcow2::Layout { compression, ..qcow2::Layout::default() },
                 )?;
             }
         }

@@ -50,6 +50,7 @@ pub(crate) fn grow_disk(repo: &Repo, id: ImageId, size: u64) -> Result<()> {
     let hidden = volume.size.min(size);
     if hidden > link.image.size && !without!("resize.zero") {
         let whole = top_layer(
+            repo,
             &opened.volumes[0],
             &volume,
             volume.size,
@@ -98,14 +99,20 @@ pub(crate) fn grow_volume(
         None => Vec::new(),
         Some(backing) => chain::layers_of(repo, backing)?,
     };
-    top_layer(opened, volume, volume.size, below)?.grow(size)?;
+    top_layer(repo, opened, volume, volume.size, below)?.grow(size)?;
     set_size(repo, volume, size)
 }
 
-fn top_layer(opened: &OpenVolume, volume: &VolumeRecord, size: u64, below: Vec<Layer>) -> Result<Image> {
+fn top_layer(
+    repo: &Repo,
+    opened: &OpenVolume,
+    volume: &VolumeRecord,
+    size: u64,
+    below: Vec<Layer>,
+) -> Result<Image> {
     let mut layers = vec![Layer { device: Arc::clone(&opened.device), format: volume.format.into(), size }];
     layers.extend(below);
-    Ok(Image::open(layers, true)?)
+    chain::open_layers(layers, true, repo.memory)
 }
 
 fn set_size(repo: &Repo, volume: &mut VolumeRecord, size: u64) -> Result<()> {

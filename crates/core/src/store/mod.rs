@@ -35,6 +35,8 @@ use prepare::PreparedHere;
 
 /// How long close and disconnect wait for work to stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
+/// An open image may take this part of the memory that was given.
+const SHARES: u64 = 16;
 /// Pause between two looks at an image that another host works on.
 const POLL: Duration = Duration::from_millis(200);
 
@@ -46,7 +48,8 @@ pub struct StoreOptions {
     pub host_id: Option<String>,
     /// How many jobs run at once; default 2. 0: none by itself ([`Store::run_tasks`]).
     pub threads: Option<u32>,
-    /// Budget for caches in bytes.
+    /// Bytes that the caches of all open images may take together while there are 16 or fewer, those that tasks have
+    /// open included: each gets a sixteenth, at most 16 MiB and at least 1 MiB. Default: 16 MiB each.
     pub memory: Option<u64>,
 }
 
@@ -64,6 +67,8 @@ struct Inner {
     open: Mutex<Vec<Weak<Handle>>>,
     prepared: Mutex<Vec<PreparedHere>>,
     closed: AtomicBool,
+    /// Bytes that the caches of each open image may take.
+    memory: Option<u64>,
 }
 
 impl fmt::Debug for Store {
@@ -105,6 +110,7 @@ impl Store {
             open: Mutex::default(),
             prepared: Mutex::default(),
             closed: AtomicBool::new(false),
+            memory: options.memory.map(|memory| (memory / SHARES).clamp(1 << 20, 16 << 20)),
         })))
     }
 
@@ -174,7 +180,7 @@ impl Store {
             let message = format!("a repository is connected under the name {repo_id:?} already");
             return Err(Error::new(ErrorKind::RepositoryIdInUse, message).with("repoId", repo_id));
         }
-        let repo = Arc::new(Repo { id: repo_id.to_owned(), driver: driver()? });
+        let repo = Arc::new(Repo { id: repo_id.to_owned(), driver: driver()?, memory: self.0.memory });
         self.0.repos.write().unwrap_or_else(PoisonError::into_inner).push(repo);
         Ok(())
     }

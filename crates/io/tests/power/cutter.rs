@@ -204,7 +204,10 @@ impl State {
             std::fs::write(&kept, &bytes).unwrap();
             panic!("step {}, state kept in {}: {message}", self.counts.steps, kept.display());
         }
-        // Each has the same chance to be shown.
+        // Before its header is there QEMU has nothing to say. Of the others each has the same chance to be shown.
+        if !bytes.starts_with(b"QFI\xfb") {
+            return;
+        }
         let place = self.random.below(self.counts.distinct) as usize;
         if self.sample.len() < SHOWN {
             self.sample.push(bytes);

@@ -296,19 +296,40 @@ fn the_refcount_table_moves() {
     }
 }
 
+/// Whichever step of a flush fails, the handle refuses all further work, and what is on the device stays sound.
 #[test]
 fn after_a_failed_flush_nothing_more_is_written() {
     let scenario = small(false, 5);
-    let (storage, _) = scenario.start();
-    let (base, power) = (scenario.base(), Power::new());
-    let image = scenario.open(&storage, &base, &power, true).unwrap();
-    image.write(0, &sector(1, 0)).unwrap();
-    image.write(100 * SECTOR, &sector(1, 100)).unwrap();
-    image.write_zeroes(0, 100 * SECTOR).unwrap();
-    power.cut_after(Some(1));
-    assert_eq!(image.flush().unwrap_err().kind(), ErrorKind::Io);
-    power.cut_after(None);
-    assert_eq!(image.flush().unwrap_err().kind(), ErrorKind::Poisoned);
-    assert_eq!(image.write_zeroes(512, 1024).unwrap_err().kind(), ErrorKind::Poisoned);
-    assert_eq!(image.write(0, &sector(2, 0)).unwrap_err().kind(), ErrorKind::Poisoned);
+    let (start, model) = scenario.start();
+    let mut steps = 0;
+    loop {
+        let (storage, base, power) = (SimStorage::new(1, 1), scenario.base(), Power::new());
+        start.clone_to(&storage);
+        storage.crash(&mut || true);
+        let image = scenario.open(&storage, &base, &power, true).unwrap();
+        let mut model = model.clone();
+        let ops = [Op::Write(0, 1, 7), Op::Write(100, 1, 7), Op::Zero(1, 99), Op::Write(200, 30, 7)];
+        for op in ops {
+            Scenario::apply(&image, op).unwrap();
+            apply_to_model(&mut model, op);
+        }
+        power.cut_after(Some(steps));
+        let Err(error) = image.flush() else { break };
+        assert_eq!(error.kind(), ErrorKind::Io);
+        power.cut_after(None);
+        let written = power.writes();
+        assert_eq!(image.flush().unwrap_err().kind(), ErrorKind::Poisoned);
+        assert_eq!(image.write_zeroes(512, 1024).unwrap_err().kind(), ErrorKind::Poisoned);
+        assert_eq!(image.discard(512, 1024).unwrap_err().kind(), ErrorKind::Poisoned);
+        assert_eq!(image.write(0, &sector(2, 0)).unwrap_err().kind(), ErrorKind::Poisoned);
+        assert_eq!(image.write_compressed(512, &[1; 512]).unwrap_err().kind(), ErrorKind::Poisoned);
+        assert_eq!(image.grow(scenario.size + MIB).unwrap_err().kind(), ErrorKind::Poisoned);
+        assert_eq!(power.writes(), written, "something was written after a flush that failed");
+        drop(image);
+        storage.crash(&mut || true);
+        scenario.verify(&storage, &base, &model, Some(steps));
+        steps += 1;
+    }
+    println!("a flush of {steps} steps, each of which failed once");
+    assert!(steps > 8);
 }

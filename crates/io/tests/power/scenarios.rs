@@ -482,6 +482,44 @@ fn bits_in_new_clusters() {
     stage.finish();
 }
 
+/// The bitmap's table and the directory move, before the disk is larger.
+#[test]
+fn resize_past_bitmaps() {
+    let mut stage = Stage::new("resize past bitmaps", "cluster_size=512", 64 * KIB, false);
+    stage.write(0, 6);
+    stage.bitmap();
+    stage.arm();
+    stage.write(1, 1);
+    stage.flush();
+    let before = stage.bytes();
+    // One cluster of bits is 2 MiB of the disk.
+    stage.write(3, 1);
+    stage.grow(3 * MIB);
+    let found =
+        |bytes: &[u8]| bytes.windows(4).position(|four| four == [0x23, 0x85, 0x28, 0x75]).unwrap() + 24;
+    let (at, now) = (found(&before), stage.bytes());
+    assert_ne!(before[at..at + 8], now[at..at + 8], "the directory did not move");
+    stage.write(5000, 1);
+    stage.flush();
+    stage.finish();
+}
+
+#[test]
+fn preallocated_by_us() {
+    let storage = SimStorage::new(1, 1);
+    let mut stage = Stage::of("preallocated by us", storage, MIB, false);
+    stage.cutter.expect(false, |expect| expect.creating = true);
+    stage.cutter.arm();
+    let options = CreateOptions { size: MIB, backing: None, preallocate_metadata: true };
+    qcow2::create(&Watched::new(&stage.cutter), &options).unwrap();
+    stage.cutter.expect(true, |expect| expect.creating = false);
+    let before = stage.bytes().len();
+    stage.write(200, 2);
+    stage.flush();
+    assert_eq!(stage.bytes().len(), before);
+    stage.finish();
+}
+
 #[test]
 fn bitmap_with_a_snapshot() {
     let mut stage = Stage::new("bitmap with a snapshot", "cluster_size=1k", 64 * KIB, false);

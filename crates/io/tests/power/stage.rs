@@ -54,7 +54,7 @@ impl Stage {
             autoclear: None,
         };
         // A larger file takes longer to look at.
-        let large = size > MIB || storage.bytes().get(23).is_some_and(|bits| *bits >= 16);
+        let large = size > MIB || storage.bytes().get(23).is_none_or(|bits| *bits >= 16);
         let most = if large { 400 } else { 2500 };
         Stage {
             name,

@@ -127,7 +127,7 @@ impl Filler {
         };
         let copy = match source {
             None => None,
-            Some(source) => Some(copying(&volume, &opened, &fill, source, base, from)?),
+            Some(source) => Some(copying(repo, &volume, &opened, &fill, source, base, from)?),
         };
         let filler =
             Self { repo: Arc::clone(repo), image: image.id(), volume, stage: stage.to_owned(), opened, copy };
@@ -328,6 +328,7 @@ fn store_fill(repo: &Repo, volume: &mut VolumeRecord, fill: &Fill) -> Result<()>
 }
 
 fn copying(
+    repo: &Repo,
     volume: &VolumeRecord,
     opened: &OpenVolume,
     fill: &Fill,
@@ -346,7 +347,7 @@ fn copying(
     }
     let backed = volume.backing.is_some();
     Ok(Copying {
-        target: Image::open(layers, true)?,
+        target: chain::open_layers(layers, true, repo.memory)?,
         size: source.image.size().min(volume.size),
         source,
         base,

@@ -1,6 +1,6 @@
 //! Before anything is moved down: the images that go are flagged, and the lowest volume is made fit for what comes.
 
-use vdsmstore_io::{Image, Layer, RunKind, without};
+use vdsmstore_io::{Layer, RunKind, without};
 
 use crate::Result;
 use crate::graph::look::{Now, View};
@@ -90,11 +90,12 @@ fn hide(repo: &Repo, line: &Line, lower: &[OpenVolume], upper: &OpenVolume) -> R
     if from >= end {
         return Ok(());
     }
-    let source = Image::open(line.layers(lower, upper), false)?;
+    let source = chain::open_layers(line.layers(lower, upper), false, repo.memory)?;
     let volume = &line.lowest().volume;
     let own = Layer { device: lower[0].device.clone(), format: volume.format.into(), size: end };
     let below = line.backing().map(|backing| chain::layers_of(repo, backing)).transpose()?;
-    let target = Image::open([own].into_iter().chain(below.unwrap_or_default()).collect(), true)?;
+    let target =
+        chain::open_layers([own].into_iter().chain(below.unwrap_or_default()).collect(), true, repo.memory)?;
     for run in source.runs(from, end - from) {
         let run = run?;
         if run.kind == RunKind::Hole && !without!("absorb.zero") {

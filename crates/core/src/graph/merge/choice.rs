@@ -2,6 +2,7 @@
 
 use vdsmstore_io::{Image, Layer, plan};
 
+use crate::graph::chain;
 use crate::record::VolumeFormat;
 use crate::repo::Repo;
 use crate::repository::OpenVolume;
@@ -52,7 +53,7 @@ pub(crate) fn prices(
     lower: &[OpenVolume],
     upper: &OpenVolume,
 ) -> Result<Vec<Price>> {
-    let source = Image::open(line.layers(lower, upper), false)?;
+    let source = chain::open_layers(line.layers(lower, upper), false, repo.memory)?;
     let mut prices = Vec::with_capacity(2);
     if can_go_down(line) {
         prices.push(price(repo, line, Direction::Down, &source, &lower[0])?);
@@ -71,7 +72,7 @@ fn price(
 ) -> Result<Price> {
     let record = line.target(direction);
     let own = Layer { device: target.device.clone(), format: record.format.into(), size: record.size };
-    let own = Image::open(vec![own], false)?;
+    let own = chain::open_layers(vec![own], false, repo.memory)?;
     let frees = match direction {
         Direction::Up => line.lowest().volume.id(),
         Direction::Down => line.upper_volume.id(),

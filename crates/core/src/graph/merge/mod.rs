@@ -126,7 +126,7 @@ fn open(
 ) -> Result<Merge> {
     let mut layers = line.layers(&lower, &upper);
     // What lies below the line takes no part: a source without it tells its own data from what shows through.
-    let source = Image::open(layers.clone(), false)?;
+    let source = chain::open_layers(layers.clone(), false, repo.memory)?;
     if direction == Direction::Down {
         layers.drain(..line.lowers.len());
         layers[0].size = line.lowest().volume.size;
@@ -134,7 +134,7 @@ fn open(
     if let Some(backing) = line.backing() {
         layers.extend(chain::layers_of(repo, backing)?);
     }
-    let target = Image::open(layers, true)?;
+    let target = chain::open_layers(layers, true, repo.memory)?;
     let position = watermark(repo, &line, direction)?;
     Ok(Merge {
         repo: Arc::clone(repo),

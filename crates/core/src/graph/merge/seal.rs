@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use vdsmstore_io::{Image, Layer, RunKind, without};
+use vdsmstore_io::{Layer, RunKind, without};
 
 use crate::Result;
-use crate::graph::chain::mirror_of;
+use crate::graph::chain::{self, mirror_of};
 use crate::graph::{clean, lease, mirror};
 use crate::id::VolumeId;
 use crate::record::{Backing, ImageRecord};
@@ -25,7 +25,7 @@ impl Merge {
         // Beyond what shows of the lowest image the upper one read zeroes; what is below it might be longer.
         let reach = line.reach();
         if below.is_some() && reach < line.upper_volume.size && !without!("seal.zero") {
-            self.zero_unallocated(reach)?;
+            self.zero_unallocated(repo, reach)?;
             if !without!("seal.flush.zero") {
                 self.target.flush()?;
             }
@@ -72,11 +72,11 @@ impl Merge {
         repo.driver.unmark(Marker::Child(t, c))
     }
 
-    fn zero_unallocated(&self, from: u64) -> Result<()> {
+    fn zero_unallocated(&self, repo: &Repo, from: u64) -> Result<()> {
         let volume = &self.line.upper_volume;
         let alone =
             Layer { device: Arc::clone(&self.upper.device), format: volume.format.into(), size: volume.size };
-        let alone = Image::open(vec![alone], false)?;
+        let alone = chain::open_layers(vec![alone], false, repo.memory)?;
         let mut holes = Vec::new();
         for run in alone.runs(from, volume.size - from) {
             let run = run?;

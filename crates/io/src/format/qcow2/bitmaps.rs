@@ -12,6 +12,8 @@ const MAX_NAME: u64 = 1023;
 const GRANULARITY: std::ops::RangeInclusive<u32> = 9..=31;
 /// Entries of one bitmap's table, so that it takes no more than 32 MiB.
 const MAX_TABLE: u64 = 1 << 22;
+/// QEMU's limit for the bits of one bitmap.
+const MAX_BITS: u64 = 512 << 20;
 /// Bit 0 of a table entry without an offset: all ones.
 pub(super) const ALL_ONES: u64 = 1;
 
@@ -127,9 +129,16 @@ impl Ranges<'_> {
     }
 }
 
+/// Entries that a bitmap's table must have; `None`: more than it may.
+pub(super) fn needed_entries(size: u64, cluster_size: u64, granularity: u64) -> Option<u64> {
+    // No overflow: 2 MiB, 8 bits, 2 GiB.
+    let needed = size.div_ceil(cluster_size * 8 * granularity);
+    (needed <= MAX_TABLE && needed * cluster_size <= MAX_BITS).then_some(needed)
+}
+
 /// The directory, validated.
 pub(super) fn read(device: &dyn Device, header: &Header) -> Result<Vec<Entry>> {
-    let Some(Extension { count, directory, length }) = header.bitmaps else { return Ok(Vec::new()) };
+    let Some(Extension { count, directory, length, .. }) = header.bitmaps else { return Ok(Vec::new()) };
     let bad = |message: &'static str| corrupt(device, message).with_range(directory, length);
     if count > MAX_BITMAPS || length > MAX_DIRECTORY {
         return Err(unsupported(device, "too many bitmaps"));

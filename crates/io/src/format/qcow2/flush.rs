@@ -39,6 +39,9 @@ impl Qcow2 {
     pub fn flush_and_grow(&self, size: u64) -> Result<()> {
         self.check_poisoned()?;
         let mut meta = self.lock()?;
+        if size > meta.size {
+            self.prepare(&mut meta)?;
+        }
         let result = self.flush_locked(&mut meta, size);
         if result.is_err() && !without!("qcow2.poison") {
             self.poisoned.store(true, Ordering::Release);
@@ -76,6 +79,7 @@ impl Qcow2 {
         }
         // Bits are data, though a crash makes them worthless.
         self.store_bits(writer)?;
+        let directory = if size > *now { self.extend_bitmaps(writer, size)? } else { None };
 
         // (a) What nothing refers to yet: data (written already), refcounts, new tables.
         if !without!("qcow2.order.refcounts") {
@@ -134,6 +138,11 @@ impl Qcow2 {
             }
             l1_dirty.clear();
         }
+        // The directory of bitmaps in its new place; until the end of this it says that they are in use.
+        if let Some((place, directory)) = directory {
+            device.write_at(place, &directory.to_be_bytes())?;
+            device.flush()?;
+        }
         // A moved L1 is all in place, and so is all that a larger disk shows.
         if *l1_moved || size > *now {
             *now = size.max(*now);
@@ -174,7 +183,7 @@ impl Qcow2 {
     }
 
     /// Writes a table that is held whole to a place that nothing refers to yet; `fresh`: it reads as zeroes.
-    fn write_moved(&self, table: &[u64], offset: u64, fresh: bool) -> Result<()> {
+    pub(super) fn write_moved(&self, table: &[u64], offset: u64, fresh: bool) -> Result<()> {
         let bytes: Vec<u8> = table.iter().flat_map(|entry| entry.to_be_bytes()).collect();
         if !fresh && !without!("qcow2.zero.moved-table") {
             let whole = (bytes.len() as u64).next_multiple_of(self.cluster_size());

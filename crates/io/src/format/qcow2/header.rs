@@ -33,6 +33,8 @@ pub(super) struct Extension {
     pub count: u32,
     pub directory: u64,
     pub length: u64,
+    /// Where the header says where the directory lies.
+    pub place: u64,
 }
 
 /// A validated header: every offset is aligned and lies within the device, every size is within QEMU's limits.
@@ -372,7 +374,7 @@ impl Header {
                     if count == 0 || reserved != 0 {
                         return bad("an impossible bitmaps extension");
                     }
-                    self.bitmaps = Some(Extension { count, directory, length: bytes });
+                    self.bitmaps = Some(Extension { count, directory, length: bytes, place: at + 16 });
                 }
                 _ => {}
             }

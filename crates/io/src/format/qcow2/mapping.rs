@@ -8,6 +8,7 @@ use super::header::{Header, corrupt, unsupported};
 use super::packed::Packer;
 use super::refcount::Writer;
 use super::table::{Cache, SECTOR, Sectors, Slice, read_entries, slice_length};
+use super::tracking::Tracking;
 use crate::{Device, Error, ErrorKind, Result, without};
 
 /// Bits 9 to 55 of table entries.
@@ -127,7 +128,7 @@ impl Qcow2 {
         let writer =
             if writable { Some(Writer::open(&*device, &header, &l1, length, quarter)?) } else { None };
         Ok(Qcow2 {
-            tracks: writer.as_ref().is_some_and(|writer| writer.tracking.is_some()),
+            tracks: writer.as_ref().is_some_and(|w| w.tracking.as_ref().is_some_and(Tracking::records)),
             explicit_zero: has_below || header.backing.is_some(),
             meta: Mutex::new(Meta {
                 size: header.size,

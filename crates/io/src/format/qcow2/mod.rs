@@ -24,7 +24,7 @@ mod zero;
 pub use backing::{Backing, set_backing};
 pub use bitmaps::{Bitmap, bitmaps, visit_bitmap};
 pub use check::{Finding, Part, Problem, Repair, Report, Severity, check, repair};
-pub use create::{CreateOptions, create, create_compressed};
+pub use create::{CreateOptions, Layout, Preallocation, create, create_with};
 pub(crate) use mapping::{Below, Piece, Qcow2};
 pub use packed::Compression;
 pub use snapshots::{Snapshot, snapshots};

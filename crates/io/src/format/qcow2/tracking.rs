@@ -15,10 +15,14 @@ use crate::{Device, Result, without};
 /// So many separate ranges wait that they should be written.
 const MAX_TOUCHED: usize = 1 << 16;
 
-/// The enabled bitmaps of an image, and what they lack.
+/// The bitmaps of an image that are in step, and what the enabled ones lack.
 #[derive(Debug)]
 pub(super) struct Tracking {
-    bitmaps: Vec<Tracked>,
+    pub(super) bitmaps: Vec<Tracked>,
+    /// Where their directory lies, how long it is, and where the header says so.
+    pub(super) directory: u64,
+    pub(super) directory_length: u64,
+    pub(super) directory_place: u64,
     /// The directory says so, durably.
     in_use: bool,
     /// What was written since the bits were: begins and ends, disjoint and not adjacent.
@@ -26,18 +30,20 @@ pub(super) struct Tracking {
 }
 
 #[derive(Debug)]
-struct Tracked {
+pub(super) struct Tracked {
+    /// It records what is written; the others only grow along with the disk.
+    enabled: bool,
     /// Where the flags lie in the file, and what they are at rest.
-    flags_at: u64,
+    pub(super) flags_at: u64,
     flags: u32,
-    granularity: u64,
-    table_at: u64,
-    table: Vec<u64>,
-    table_dirty: Sectors,
+    pub(super) granularity: u64,
+    pub(super) table_at: u64,
+    pub(super) table: Vec<u64>,
+    pub(super) table_dirty: Sectors,
 }
 
 impl Tracking {
-    /// Reads what bitmaps there are, and claims their clusters; `None`: none needs to be kept in step.
+    /// Reads what bitmaps there are, and claims their clusters; `None`: none is in step.
     ///
     /// Without the autoclear bit nobody trusts them or their clusters any more.
     pub fn open(
@@ -69,13 +75,14 @@ impl Tracking {
             for place in table.iter().map(|place| place & OFFSET_MASK).filter(|offset| *offset != 0) {
                 claim(place, cluster_size)?;
             }
-            if !entry.bitmap.enabled || entry.in_use {
+            if entry.in_use {
                 continue;
             }
-            if !entry.bitmap.consistent {
+            if entry.bitmap.enabled && !entry.bitmap.consistent {
                 return Err(unsupported(device, "writing to an image with a bitmap of an unknown kind"));
             }
             tracked.push(Tracked {
+                enabled: entry.bitmap.enabled,
                 flags_at: entry.flags_at,
                 flags: entry.flags,
                 granularity: entry.bitmap.granularity,
@@ -84,8 +91,20 @@ impl Tracking {
                 table_dirty: Sectors::default(),
             });
         }
-        let tracking = Tracking { bitmaps: tracked, in_use: false, touched: BTreeMap::new() };
+        let tracking = Tracking {
+            bitmaps: tracked,
+            directory: extension.directory,
+            directory_length: extension.length,
+            directory_place: extension.place,
+            in_use: false,
+            touched: BTreeMap::new(),
+        };
         Ok((!tracking.bitmaps.is_empty()).then_some(tracking))
+    }
+
+    /// Whether some bitmap records what is written.
+    pub fn records(&self) -> bool {
+        self.bitmaps.iter().any(|bitmap| bitmap.enabled)
     }
 
     /// Whether so much waits that it should be written.
@@ -94,10 +113,10 @@ impl Tracking {
     }
 
     /// Whether all of them reach to that size of the disk.
-    fn reaches(&self, size: u64, cluster_size: u64) -> bool {
+    pub(super) fn reaches(&self, size: u64, cluster_size: u64) -> bool {
         self.bitmaps.iter().all(|bitmap| {
-            (bitmap.table.len() as u64).saturating_mul(cluster_size * 8).saturating_mul(bitmap.granularity)
-                >= size
+            bitmaps::needed_entries(size, cluster_size, bitmap.granularity)
+                .is_some_and(|needed| bitmap.table.len() as u64 >= needed)
         })
     }
 
@@ -116,8 +135,8 @@ impl Tracking {
     }
 
     /// Writes the flags of the directory and makes them durable.
-    fn write_flags(&mut self, device: &dyn Device, in_use: bool) -> Result<()> {
-        for bitmap in &self.bitmaps {
+    pub(super) fn write_flags(&mut self, device: &dyn Device, in_use: bool, all: bool) -> Result<()> {
+        for bitmap in self.bitmaps.iter().filter(|bitmap| all || bitmap.enabled) {
             let flags = bitmap.flags | if in_use { bitmaps::IN_USE } else { 0 };
             device.write_at(bitmap.flags_at, &flags.to_be_bytes())?;
         }
@@ -146,7 +165,8 @@ impl Tracking {
     /// The bits and the tables are durable: the bitmaps are in step.
     pub fn finish(&mut self, device: &dyn Device) -> Result<()> {
         if self.in_use {
-            self.write_flags(device, false)?;
+            // Those that do not record may have grown.
+            self.write_flags(device, false, true)?;
             self.touched.clear();
         }
         Ok(())
@@ -165,7 +185,7 @@ impl Qcow2 {
             return Ok(());
         };
         if !tracking.in_use && !without!("qcow2.marker.bitmaps") {
-            tracking.write_flags(&*self.device, true)?;
+            tracking.write_flags(&*self.device, true, false)?;
         }
         // What a disk gains by growing is not marked.
         let end = offset.saturating_add(length).min(*size);
@@ -175,18 +195,21 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Whether the bitmaps, if any, are long enough for that size of the disk.
-    pub(super) fn bitmaps_reach(&self, size: u64) -> Result<bool> {
+    /// Whether the bitmaps, if any, can be long enough for that size of the disk.
+    pub(super) fn bitmaps_can_reach(&self, size: u64) -> Result<bool> {
         let meta = self.lock()?;
         let tracking = meta.writer.as_ref().and_then(|writer| writer.tracking.as_ref());
-        Ok(tracking.is_none_or(|tracking| tracking.reaches(size, self.cluster_size())))
+        let can = |bitmap: &Tracked| {
+            bitmaps::needed_entries(size, self.cluster_size(), bitmap.granularity).is_some()
+        };
+        Ok(tracking.is_none_or(|tracking| tracking.bitmaps.iter().all(can)))
     }
 
     /// Writes the bits of what was touched, into new clusters where there are none; the tables name those later.
     pub(super) fn store_bits(&self, writer: &mut Writer) -> Result<()> {
         let Some(mut tracking) = writer.tracking.take() else { return Ok(()) };
         let mut result = Ok(());
-        for bitmap in &mut tracking.bitmaps {
+        for bitmap in tracking.bitmaps.iter_mut().filter(|bitmap| bitmap.enabled) {
             for (start, end) in &tracking.touched {
                 let bits = start / bitmap.granularity..end.div_ceil(bitmap.granularity);
                 result = result.and_then(|()| self.set_bits(writer, bitmap, bits));
