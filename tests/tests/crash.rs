@@ -2,6 +2,7 @@
 //! image as it was before or as it was to become, or broken with its intent readable. Nothing that was whole is lost.
 
 #![allow(
+    clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
     clippy::cast_sign_loss,
     clippy::field_reassign_with_default,
@@ -19,13 +20,60 @@ mod operation;
 #[path = "crash/scene.rs"]
 mod scene;
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 
 use vdsmstore_core::options::ListOptions;
+use vdsmstore_core::sim::SimWorld;
 use vdsmstore_core::{ErrorKind, Status};
+use vdsmstore_io::device::sim::hosts::{self, mix};
 
 use operation::{OPERATIONS, Operation};
-use scene::{Ids, LOSSES, NAMES, Scene, content, join, read, recover};
+use scene::{Ids, NAMES, Scene, content, join, read, recover};
+
+/// Which of the changes that were not flushed (names, sectors, lengths, in the order of the world) survive a power cut.
+#[derive(Clone, Copy, Debug)]
+enum Kept {
+    All,
+    Nothing,
+    Only(usize),
+    AllBut(usize),
+    First(usize),
+    /// A bit for each.
+    Bits(u64),
+    /// By chance.
+    Some(u64),
+}
+
+impl Kept {
+    /// All subsets of a few changes; of many, those that break things.
+    fn all(count: usize, seed: u64) -> Vec<Kept> {
+        let long = std::env::var_os("VDSMSTORE_LONG").is_some();
+        if count <= if long { 10 } else { 3 } {
+            return (0..1 << count).map(Kept::Bits).collect();
+        }
+        let mut all = vec![Kept::All, Kept::Nothing];
+        let chosen = if long { 8 } else { 2 };
+        all.extend((0..chosen).map(|number| Kept::Some(mix(seed * 8 + number))));
+        let each = (0..count).step_by(if long { 1 } else { count });
+        let each = each.map(|index| if long { index } else { mix(seed) as usize % count });
+        for index in each {
+            all.extend([Kept::Only(index), Kept::AllBut(index), Kept::First(index)]);
+        }
+        all
+    }
+
+    fn keeps(self, index: usize) -> bool {
+        match self {
+            Kept::All => true,
+            Kept::Nothing => false,
+            Kept::Only(only) => index == only,
+            Kept::AllBut(lost) => index != lost,
+            Kept::First(count) => index < count,
+            Kept::Bits(bits) => bits >> index & 1 == 1,
+            Kept::Some(seed) => mix(seed ^ index as u64) & 1 == 1,
+        }
+    }
+}
 
 /// Judges what another host finds. `returned`: the call had come back, so what it made must be there.
 fn judge(scene: &Scene, operation: &Operation, ids: &Ids, returned: bool, what: &str) -> Status {
@@ -107,44 +155,68 @@ fn judge(scene: &Scene, operation: &Operation, ids: &Ids, returned: bool, what: 
 }
 
 fn crash_everywhere(reflink: bool) {
-    let (start, ids) = scene::scene(reflink);
+    let (start, ids) = hosts::alone(0, || scene::scene(reflink));
     let storage = if reflink { "reflink" } else { "overlay" };
     crash_each(&start, &ids, OPERATIONS.iter(), storage);
 }
 
 fn crash_each<'a>(start: &Scene, ids: &Ids, operations: impl Iterator<Item = &'a Operation>, storage: &str) {
     for operation in operations {
-        let (mut points, mut broken, mut whole) = (0, 0, 0);
+        let (mut crashes, mut broken, mut whole) = (0, 0, 0);
+        // States are the same if the same bytes survive: then they are judged once.
+        let mut seen = BTreeSet::new();
         for cut in 0..2 {
             for after in 0.. {
-                let mut finished = false;
-                for (loss, keep) in LOSSES {
-                    let scene =
-                        Scene { worlds: start.worlds.clone().map(|world| world.snapshot()), ..start.clone() };
+                let copy = |scene: &Scene, fork: bool| {
+                    let copy = |world: SimWorld| if fork { world.fork() } else { world.snapshot() };
+                    Scene { worlds: scene.worlds.clone().map(copy), ..scene.clone() }
+                };
+                let scene = copy(start, false);
+                // The same chance each time: what differs is what the power cut makes of it.
+                let (me, returned, finished) = hosts::alone(1, || {
                     let (store, me) = join(&scene, "victim");
                     let power = scene.worlds[cut].power(me.incarnation);
                     power.cut_after(Some(after));
                     let returned = (operation.run)(&store, ids).is_ok();
-                    finished = !power.is_off();
+                    (me.incarnation, returned, !power.is_off())
+                });
+                let unflushed = scene.worlds.iter().map(|world| world.unflushed(me)).sum();
+                for kept in Kept::all(unflushed, after) {
+                    let scene = copy(&scene, true);
+                    let mut index = 0;
+                    let mut keep = || {
+                        index += 1;
+                        kept.keeps(index - 1)
+                    };
                     for world in &scene.worlds {
-                        world.crash(me.incarnation, &mut *keep(after));
+                        world.crash(me, &mut keep);
                     }
-                    let what =
-                        format!("{}, {storage}, {} cut after {after}, {loss}", operation.name, NAMES[cut]);
-                    match judge(&scene, operation, ids, returned, &what) {
+                    assert_eq!(index, unflushed, "everything that was not flushed was asked for");
+                    crashes += 1;
+                    let state: Vec<u64> = scene.worlds.iter().map(SimWorld::digest).collect();
+                    if !seen.insert((state, returned)) {
+                        continue;
+                    }
+                    let what = format!(
+                        "{}, {storage}, {} cut after {after}, {kept:?} of {unflushed}",
+                        operation.name, NAMES[cut]
+                    );
+                    match hosts::alone(2, || judge(&scene, operation, ids, returned, &what)) {
                         Status::Broken => broken += 1,
                         _ => whole += 1,
                     }
-                    points += 1;
-                    drop(Arc::new(store));
                 }
                 if finished {
                     break;
                 }
             }
         }
-        println!("{}: {points} crashes, {broken} with a broken image, {whole} without", operation.name);
-        assert!(points > 6, "{}: the power was never cut", operation.name);
+        println!(
+            "{}: {crashes} crashes, {} distinct states, {broken} with a broken image, {whole} without",
+            operation.name,
+            seen.len()
+        );
+        assert!(crashes > 6 && seen.len() > 1, "{}: the power was never cut", operation.name);
     }
 }
 

@@ -216,7 +216,7 @@ impl<V: View> Judge<'_, V> {
                 if !self.is_mirrored(&chain)? {
                     return Ok(Some(Action::Mend(id)));
                 }
-                Ok((chain.status() == Status::Degraded).then_some(Action::Optimize(id)))
+                Ok((chain.status(self.repo)? == Status::Degraded).then_some(Action::Optimize(id)))
             }
         }
     }

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, machine};
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
@@ -17,7 +17,7 @@ macro_rules! id {
         impl $name {
             /// A new random identifier.
             pub fn random() -> Self {
-                Self(Uuid::new_v4())
+                Self(machine::random_uuid())
             }
         }
 

@@ -12,6 +12,7 @@ pub mod hostile;
 pub mod id;
 mod image;
 mod job;
+mod machine;
 pub mod options;
 mod record;
 mod repo;

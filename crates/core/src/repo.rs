@@ -15,7 +15,7 @@ use crate::record::{
 use crate::repository::{
     Driver, HostIdentity, Put, Read, RecordKey, RecordKind, SHARDS, Versioned, shard_of,
 };
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, machine};
 
 /// How often a compare-and-set is tried again when others keep winning.
 const CAS_TRIES: u32 = 64;
@@ -126,7 +126,7 @@ impl Repo {
             id,
             generation: 0,
             epoch: 1,
-            nonce: Uuid::new_v4(),
+            nonce: machine::random_uuid(),
             before: Vec::new(),
             owner: Owner { host: host_id.clone(), incarnation: *incarnation },
         }
@@ -165,7 +165,7 @@ impl Repo {
             header.before.insert(0, header.nonce);
             header.before.truncate(REMEMBERED);
         }
-        header.nonce = Uuid::new_v4();
+        header.nonce = machine::random_uuid();
         let next = expect.unwrap_or(0).checked_add(1).ok_or_else(|| used_up(header.id))?;
         header.generation = next;
         let nonce = header.nonce;

@@ -105,7 +105,7 @@ impl Scene {
 
     /// Says that an image is to be made by the interrupted call: its id is chosen now.
     pub fn expect(&mut self, repo: usize, name: &'static str, data: Vec<u8>) -> String {
-        let id = Uuid::new_v4().to_string();
+        let id = ImageId::random().to_string();
         self.wants.insert((repo, id.clone()), Want::unfinished(data));
         self.ids.insert(name, id.clone());
         id

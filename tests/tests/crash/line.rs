@@ -6,6 +6,8 @@ use vdsmstore_core::options::{AutoFix, CreateOptions, RemoveOptions};
 use vdsmstore_core::sim::{SimOptions, SimWorld};
 use vdsmstore_core::{Result, Store};
 
+use vdsmstore_io::device::sim::hosts;
+
 use crate::crash_each;
 use crate::operation::{Operation, chosen, none};
 use crate::scene::{CLUSTER, Ids, SIZE, Scene, content, fill, join, pattern, read, recover, repair};
@@ -104,7 +106,7 @@ const LINES: &[(bool, Operation)] = &[
 #[test]
 fn lines() {
     for (small, operation) in LINES {
-        let (start, ids) = line(*small);
+        let (start, ids) = hosts::alone(0, || line(*small));
         crash_each(&start, &ids, [operation].into_iter(), "overlay");
     }
 }

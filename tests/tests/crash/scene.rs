@@ -132,8 +132,10 @@ pub fn repair(store: &Store, repo: &str) -> Result<()> {
 }
 
 /// What is kept of what was not durable.
+#[allow(dead_code, reason = "only some tests need it")]
 pub type Loss = (&'static str, fn(u64) -> Box<dyn FnMut() -> bool>);
 
+#[allow(dead_code, reason = "only some tests need it")]
 pub const LOSSES: &[Loss] = &[
     ("all lost", |_| Box::new(|| false)),
     ("all kept", |_| Box::new(|| true)),

@@ -64,7 +64,10 @@ impl FixJob {
             }
             Action::CleanImage(id) => {
                 let _order = (!without!("fix.lock.image")).then(|| try_lock(&self.repo, id)).transpose()?;
-                clean::forsaken(&self.repo, id)?;
+                // What was seen before the lock was had may be what a call was in the middle of.
+                if check::needs(&self.repo, &env.repos, self.action)? == Some(self.action) {
+                    clean::forsaken(&self.repo, id)?;
+                }
             }
             Action::CleanVolume(id) => {
                 let _orders = (!without!("fix.lock.holders")).then(|| self.lock_holders(id)).transpose()?;
@@ -135,7 +138,7 @@ impl FixJob {
                 if without!("fix.reread.holder")
                     || self.repo.image(image)?.is_none_or(|image| !image.holds(volume))
                 {
-                    self.repo.driver.unmark(marker)?;
+                    clean::forget(&self.repo, marker)?;
                 }
                 Ok(())
             }

@@ -12,9 +12,9 @@ use crate::record::{
 };
 use crate::repo::{Change, Repo};
 use crate::repository::Marker;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, machine};
 
-use super::{clean, lock_image, now};
+use super::{clean, lock_image};
 
 /// A volume to be made.
 #[derive(Clone, Debug)]
@@ -57,6 +57,7 @@ pub(crate) fn announce_volume(repo: &Repo, new: NewVolume, holder: ImageId) -> R
         state: VolumeState::Filling,
         fill: Some(new.fill),
         preallocated: false,
+        writer: None,
         unknown: Unknown::default(),
     };
     for _ in 0..ANNOUNCE_TRIES {
@@ -170,7 +171,7 @@ pub(crate) fn pending(repo: &Repo, new: &NewImage<'_>, volume: VolumeId) -> Resu
         absorbed_by: Vec::new(),
         size: new.size,
         strategy: new.strategy,
-        created: now(),
+        created: machine::date(),
         volume,
         at: None,
         next: None,

@@ -1,8 +1,7 @@
 //! Who backs whom: from an image to the volumes that its data is spread over.
 
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use vdsmstore_io::{self as io, Layer, without};
 
@@ -11,8 +10,9 @@ use crate::options::Strategy;
 use crate::record::{Header, ImageRecord, State, VolumeFormat, VolumeRecord, VolumeState};
 use crate::repo::Repo;
 use crate::repository::{Access, Guard, OpenVolume, Read};
-use crate::{Error, ErrorKind, Result, Status};
+use crate::{Error, ErrorKind, Result, Status, machine};
 
+use super::in_place;
 use super::look::{Now, View};
 
 /// Volumes that an image's data may be spread over.
@@ -82,11 +82,12 @@ impl Chain {
     }
 
     /// Optimized or degraded.
-    pub fn status(&self) -> Status {
+    pub fn status(&self, repo: &Repo) -> Result<Status> {
         let Link { image, volume } = self.top();
         let fast = volume.format == VolumeFormat::Raw && volume.backing.is_none() && volume.preallocated;
         let slow = image.strategy == Strategy::Performance && !fast;
-        if slow || self.links.len() > GOOD_DEPTH { Status::Degraded } else { Status::Optimized }
+        let degraded = slow || self.links.len() > GOOD_DEPTH || in_place::is_doubtful(repo, volume)?;
+        Ok(if degraded { Status::Degraded } else { Status::Optimized })
     }
 }
 
@@ -214,7 +215,7 @@ pub(crate) fn open(repo: &Repo, id: ImageId, access: Access) -> Result<OpenChain
                 if (attempt == 0 || error.kind() == ErrorKind::ImageBroken) && !fresh()?.same(&guess) => {}
             Err(error) => return Err(error),
         }
-        thread::sleep(pause);
+        machine::pause(pause);
         pause = (pause * 2).min(Duration::from_millis(100));
     }
     Err(Error::new(
@@ -225,11 +226,11 @@ pub(crate) fn open(repo: &Repo, id: ImageId, access: Access) -> Result<OpenChain
 
 /// Opens a volume; one that is in use is waited for, but only as long as the correction of a header takes.
 pub(crate) fn open_volume(repo: &Repo, id: VolumeId, access: Access) -> Result<OpenVolume> {
-    let deadline = Instant::now() + BRIEFLY;
+    let deadline = machine::now() + BRIEFLY;
     loop {
         match repo.driver.open_volume(id, access) {
-            Err(error) if error.kind() == ErrorKind::ImageInUse && Instant::now() < deadline => {
-                thread::sleep(BRIEFLY / 20);
+            Err(error) if error.kind() == ErrorKind::ImageInUse && machine::now() < deadline => {
+                machine::pause(BRIEFLY / 20);
             }
             outcome => return outcome,
         }

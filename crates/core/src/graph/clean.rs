@@ -11,7 +11,7 @@ use crate::repo::{Change, Repo};
 use crate::repository::{Access, Marker, Put, RecordKey};
 use crate::{ErrorKind, Result};
 
-use super::mirror;
+use super::{mirror, switch};
 
 /// Removes an image that nobody wants and nothing is built on, and what becomes unneeded by that.
 pub(crate) fn image(repo: &Repo, id: ImageId) -> Result<()> {
@@ -37,13 +37,22 @@ pub(crate) fn image(repo: &Repo, id: ImageId) -> Result<()> {
 /// Removes what is left of an image that nobody was promised: one that was announced and never got a volume, a snapshot
 /// that no disk is to be frozen as; or one that is removed anyway.
 pub(crate) fn forsaken(repo: &Repo, id: ImageId) -> Result<()> {
-    repo.update_image(id, |now| {
-        if now.state != State::Pending {
+    let mut was_pending = false;
+    let removed = repo.update_image(id, |now| {
+        was_pending = now.state == State::Pending;
+        if !was_pending {
             return Ok(Change::Keep);
         }
         now.state = State::Removed;
         Ok(Change::Put)
     })?;
+    // Flag, then look: a disk that is to be frozen as it after all promises it. Who freezes looks at the flag after.
+    if let Some(mut removed) = removed.filter(|_| was_pending)
+        && switch::disk_of(repo, &removed)?.is_some()
+    {
+        removed.state = State::Pending;
+        return repo.replace(&mut removed).map(drop);
+    }
     image(repo, id)
 }
 
@@ -89,12 +98,26 @@ fn in_demand(repo: &Repo, id: ImageId) -> Result<bool> {
             None if without!("clean.fence.unborn") => true,
             None => bury_unborn(repo, child)?,
         };
-        if stale {
-            repo.driver.unmark(Marker::Child(id, child))?;
-        }
-        demand |= !stale;
+        demand |= !stale || !forget(repo, Marker::Child(id, child))?;
     }
     Ok(demand)
+}
+
+/// Removes a marker that was not borne out. False: it is by now, and stays. A host that lost its locks may get here late, when
+/// what it read is long over.
+pub(crate) fn forget(repo: &Repo, marker: Marker) -> Result<bool> {
+    repo.driver.unmark(marker)?;
+    let borne_out = match marker {
+        Marker::Child(image, volume) => {
+            let backing = repo.volume(volume)?.and_then(|volume| volume.backing);
+            backing.is_some_and(|backing| backing.image == image)
+        }
+        Marker::Holder(volume, image) => repo.image(image)?.is_some_and(|image| image.holds(volume)),
+    };
+    if borne_out {
+        repo.driver.mark(marker)?;
+    }
+    Ok(!borne_out)
 }
 
 /// Takes the first generation of a volume record that was announced and never written. False: somebody wrote it.

@@ -6,10 +6,10 @@ use crate::id::{ImageId, Token};
 use crate::record::{ImageRecord, Kind, Open, OpenMode, State};
 use crate::repo::{Change, Repo};
 use crate::repository::{Access, Liveness};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, machine};
 
 use super::chain::{self, OpenChain};
-use super::{in_use, lock_image, now, switch};
+use super::{in_place, in_use, lock_image, switch};
 
 /// Whether somebody holds the image, as far as the records and the storage show; a holder that is gone does not count.
 pub(crate) fn holder<'a>(repo: &Repo, image: &'a ImageRecord) -> Result<Option<&'a Open>> {
@@ -90,8 +90,14 @@ pub(crate) fn take(repo: &Repo, id: ImageId, mode: OpenMode) -> Result<OpenChain
         OpenMode::Prepare => Access::Lease,
     };
     let mut opened = chain::open(repo, id, access)?;
-    let open =
-        Open { host: host.host_id, incarnation: host.incarnation, boot: host.boot_id, mode, since: now() };
+    in_place::ensure_mine(repo, &opened.chain.top().volume)?;
+    let open = Open {
+        host: host.host_id,
+        incarnation: host.incarnation,
+        boot: host.boot_id,
+        mode,
+        since: machine::date(),
+    };
     let volume = opened.chain.top().volume.id();
     let taken = repo.update_image(id, |now| {
         if now.volume != volume && !without!("lease.compare.volume")
@@ -107,6 +113,11 @@ pub(crate) fn take(repo: &Repo, id: ImageId, mode: OpenMode) -> Result<OpenChain
         Ok(if without!("lease.claim") { Change::Put } else { Change::Claim })
     })?;
     opened.chain.links[0].image = taken.ok_or_else(|| repo.image_not_found(id))?;
+    // Flag, then look: who writes into the volume without holding the image looks at the holder after.
+    if let Err(error) = in_place::look(repo, volume) {
+        release(repo, id)?;
+        return Err(error);
+    }
     Ok(opened)
 }
 

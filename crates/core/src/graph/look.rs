@@ -11,7 +11,7 @@ use crate::id::{BlobId, ImageId, VolumeId};
 use crate::record::{ImageRecord, Record, VolumeRecord};
 use crate::repo::{Repo, parse};
 use crate::repository::{Marker, Read, RecordKind};
-use crate::{Error, Result};
+use crate::{Error, Result, machine};
 
 /// Threads that read and judge records for a check.
 const READERS: usize = 4;
@@ -37,10 +37,11 @@ pub(crate) fn each<T: Sync, R: Send>(
             }
         }
     };
-    if things.len() <= portion {
+    let threads = machine::threads(READERS);
+    if things.len() <= portion || threads == 1 {
         take();
     } else {
-        thread::scope(|scope| (0..READERS).for_each(|_| drop(scope.spawn(take))));
+        thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(take))));
     }
     let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     let parts = done.into_values().collect::<Result<Vec<_>>>()?;
@@ -169,13 +170,18 @@ impl Everything {
     /// what is made meanwhile is not taken for left over.
     pub fn read(repo: &Repo) -> Result<Self> {
         let mut all = Self { objects: repo.driver.list_volumes()?.into_iter().collect(), ..Self::default() };
-        let (leftovers, parts) = thread::scope(|scope| -> Result<_> {
-            let leftovers = scope.spawn(|| repo.driver.leftovers());
-            let parts = each(&repo.driver.shards(None)?, 1, |shard| Shard::read(repo, *shard))?;
-            let leftovers = leftovers.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-            Ok((leftovers, parts))
-        })?;
-        all.leftovers = leftovers;
+        let read = || each(&repo.driver.shards(None)?, 1, |shard| Shard::read(repo, *shard));
+        let (leftovers, parts) = if machine::is_simulated() {
+            (repo.driver.leftovers(), read())
+        } else {
+            thread::scope(|scope| {
+                let leftovers = scope.spawn(|| repo.driver.leftovers());
+                let parts = read();
+                (leftovers.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), parts)
+            })
+        };
+        all.leftovers = leftovers?;
+        let parts = parts?;
         let (mut images, mut volumes) = (Vec::new(), Vec::new());
         for part in parts {
             images.extend(part.images);

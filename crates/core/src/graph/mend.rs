@@ -75,6 +75,8 @@ impl Mend {
         let mut mend = Self::new(&self.repo, base, false);
         mend.patient = true;
         self.base = Some(Box::new(mend));
+        // Nothing waits with a lock in its hands; what was seen under it is looked at again.
+        self.lock = None;
         Step::Again
     }
 

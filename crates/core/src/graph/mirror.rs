@@ -9,6 +9,7 @@ use crate::repository::Access;
 use crate::{ErrorKind, Result};
 
 use super::chain::mirror_of;
+use super::in_place;
 
 /// Whether the header of the volume names what the records say.
 pub(crate) fn is_current(repo: &Repo, volume: &VolumeRecord) -> Result<bool> {
@@ -33,9 +34,16 @@ pub(crate) fn correct(repo: &Repo, id: VolumeId) -> Result<bool> {
         Err(error) if error.kind() == ErrorKind::ImageInUse => return Ok(false),
         Err(error) => return Err(error),
     };
+    match in_place::begin(repo, id) {
+        Ok(_) => {}
+        Err(error) if error.kind() == ErrorKind::ImageInUse => return Ok(false),
+        Err(error) => return Err(error),
+    }
     write(&*opened.device, Some((wanted, format)))?;
+    let me = repo.driver.host().incarnation;
     repo.update_volume(id, |now| {
         now.mirror = Some(wanted);
+        now.writer = now.writer.filter(|writer| *writer != me);
         Ok(Change::Put)
     })?;
     Ok(true)

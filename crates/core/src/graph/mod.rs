@@ -8,6 +8,7 @@ pub(crate) mod difference;
 pub(crate) mod export;
 pub(crate) mod fill;
 pub(crate) mod import;
+pub(crate) mod in_place;
 pub(crate) mod lease;
 pub(crate) mod look;
 pub(crate) mod mend;
@@ -21,34 +22,28 @@ pub(crate) mod search;
 pub(crate) mod switch;
 pub(crate) mod view;
 
-use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use crate::id::ImageId;
 use crate::repo::Repo;
 use crate::repository::Guard;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, machine};
 
 /// How long a call waits for another call on the same image to end.
 const CALL_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Seconds since the epoch, for people.
-pub(crate) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
 /// Takes the lock that orders operations on an image; calls are short, so others are waited for, but not for long.
 pub(crate) fn lock_image(repo: &Repo, id: ImageId) -> Result<Box<dyn Guard>> {
-    let deadline = Instant::now() + CALL_PATIENCE;
+    let deadline = machine::now() + CALL_PATIENCE;
     let mut pause = Duration::from_millis(1);
     loop {
         if let Some(guard) = repo.driver.lock_image(id)? {
             return Ok(guard);
         }
-        if Instant::now() >= deadline {
+        if machine::now() >= deadline {
             return Err(busy::busy(repo, id));
         }
-        thread::sleep(pause);
+        machine::pause(pause);
         pause = (pause * 2).min(Duration::from_millis(50));
     }
 }

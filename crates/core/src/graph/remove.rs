@@ -8,7 +8,7 @@ use crate::repo::{Change, Repo};
 use crate::repository::Access;
 use crate::{ErrorKind, Result};
 
-use super::{chain, in_use, lease, lock_image, switch};
+use super::{chain, clean, in_use, lease, lock_image, switch};
 
 /// Makes the id vanish for callers. `open_here`: this store has it open.
 pub(crate) fn remove(repo: &Repo, id: ImageId, open_here: bool) -> Result<()> {
@@ -55,6 +55,7 @@ fn ensure_unused(repo: &Repo, record: &ImageRecord) -> Result<()> {
 }
 
 fn mark_removed(repo: &Repo, id: ImageId) -> Result<()> {
+    let mut next = None;
     let removed = repo.update_image(id, |now| {
         if !now.visible() && !without!("remove.compare.visible") {
             return Err(repo.image_not_found(id));
@@ -64,7 +65,10 @@ fn mark_removed(repo: &Repo, id: ImageId) -> Result<()> {
         }
         now.state = State::Removed;
         now.open = None;
+        // Nobody wants a better representation of it; who makes one stops at its next look.
+        next = now.next.take();
         Ok(Change::Put)
     })?;
-    removed.map(drop).ok_or_else(|| repo.image_not_found(id))
+    removed.ok_or_else(|| repo.image_not_found(id))?;
+    next.map_or(Ok(()), |next| clean::volume(repo, next))
 }

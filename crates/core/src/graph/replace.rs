@@ -16,7 +16,7 @@ use super::{add, clean, in_use, lease, mirror};
 /// Announces the raw volume of its own that a degraded image wants. False: it wants none. The caller holds its lock.
 pub(crate) fn begin(repo: &Repo, whole: &Chain) -> Result<bool> {
     let image = &whole.top().image;
-    if whole.status() != Status::Degraded
+    if whole.status(repo)? != Status::Degraded
         || image.next.is_some()
         || !without!("replace.lease") && lease::is_held(repo, image)?
         || !image.freeze.is_empty()

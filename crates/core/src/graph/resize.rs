@@ -11,7 +11,8 @@ use crate::repo::{Change, Repo};
 use crate::repository::{Access, OpenVolume};
 use crate::{Error, ErrorKind, Result};
 
-use super::{add, chain, impossible_size, in_use, lease, lock_image, switch};
+use super::chain::OpenChain;
+use super::{add, chain, impossible_size, in_place, in_use, lease, lock_image, switch};
 
 /// Makes the disk larger; the new bytes read as zeroes.
 pub(crate) fn grow_disk(repo: &Repo, id: ImageId, size: u64) -> Result<()> {
@@ -44,7 +45,16 @@ pub(crate) fn grow_disk(repo: &Repo, id: ImageId, size: u64) -> Result<()> {
     if size == link.image.size {
         return Ok(());
     }
-    let mut volume = link.volume.clone();
+    let mut volume = in_place::begin(repo, link.volume.id())?;
+    let outcome = grow_opened(repo, &opened, &mut volume, size);
+    // What was not written by now is not written any more.
+    let ended = in_place::end(repo, volume.id());
+    outcome.and(ended)
+}
+
+fn grow_opened(repo: &Repo, opened: &OpenChain, volume: &mut VolumeRecord, size: u64) -> Result<()> {
+    let link = opened.chain.top();
+    let id = link.image.id();
     let image = opened.image(true)?;
     // Bytes of the volume beyond the image may be old ones.
     let hidden = volume.size.min(size);
@@ -52,7 +62,7 @@ pub(crate) fn grow_disk(repo: &Repo, id: ImageId, size: u64) -> Result<()> {
         let whole = top_layer(
             repo,
             &opened.volumes[0],
-            &volume,
+            volume,
             volume.size,
             opened.chain.layers(&opened.volumes).split_off(1),
         )?;
@@ -63,7 +73,7 @@ pub(crate) fn grow_disk(repo: &Repo, id: ImageId, size: u64) -> Result<()> {
     }
     if size > volume.size {
         image.grow(size).map_err(|error| impossible_size(size, error))?;
-        set_size(repo, &mut volume, size)?;
+        set_size(repo, volume, size)?;
     }
     if volume.format == VolumeFormat::Raw && link.image.strategy == Strategy::Performance {
         // Also what a resize that was broken off had grown already.
@@ -83,7 +93,8 @@ pub(crate) fn grow_disk(repo: &Repo, id: ImageId, size: u64) -> Result<()> {
             return Err(in_use(repo, id, "it changed meanwhile"));
         }
         now.size = if without!("resize.compare.size") { size } else { now.size.max(size) };
-        Ok(Change::Put)
+        // A merge that lost its locks before would put the image on a volume that is too small.
+        Ok(Change::Claim)
     })?;
     grown.map(drop).ok_or_else(|| repo.image_not_found(id))
 }

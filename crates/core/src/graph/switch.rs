@@ -14,7 +14,7 @@ use crate::{Error, ErrorKind, Result};
 use super::add::{self, Intended, NewImage, NewVolume};
 use super::chain::{self, MAX_DEPTH};
 use super::fill::{create_qcow2, lay_out_clone};
-use super::{in_use, lease, merge, try_lock};
+use super::{clean, in_use, lease, merge, try_lock};
 
 /// Records that `new` is to be a snapshot of the disk as it is now. The caller holds the disk's lock.
 pub(crate) fn intend(repo: &Repo, disk: ImageId, new: &NewImage<'_>) -> Result<Intended> {
@@ -67,10 +67,18 @@ pub(crate) fn intend(repo: &Repo, disk: ImageId, new: &NewImage<'_>) -> Result<I
             if !now.freeze.contains(&new.id) {
                 now.freeze.push(new.id);
             }
-            Ok(Change::Put)
+            // A merge that lost its locks before must not move the disk.
+            Ok(Change::Claim)
         });
         match frozen {
-            Ok(Some(_)) => Ok(Intended::New(snapshot)),
+            Ok(Some(_)) => match repo.image(new.id)? {
+                Some(now) if matches!(now.state, State::Pending | State::Live) => Ok(Intended::New(snapshot)),
+                // Should the locks have been a lie: it was taken for forsaken before it was promised.
+                _ => {
+                    unfreeze(repo, disk, new.id)?;
+                    Err(in_use(repo, new.id, "another host took it for left over"))
+                }
+            },
             other => {
                 if repo.delete(&snapshot)? {
                     add::drop_user_data(repo, &snapshot);
@@ -84,6 +92,15 @@ pub(crate) fn intend(repo: &Repo, disk: ImageId, new: &NewImage<'_>) -> Result<I
         let _ = repo.driver.unmark(Marker::Holder(volume, new.id));
     }
     intended
+}
+
+/// Takes back that the disk is to be frozen as this image.
+fn unfreeze(repo: &Repo, disk: ImageId, id: ImageId) -> Result<()> {
+    repo.update_image(disk, |now| {
+        now.freeze.retain(|frozen| *frozen != id);
+        Ok(Change::Put)
+    })
+    .map(drop)
 }
 
 /// Whether a snapshot of the disk can only be a clone of this moment, because somebody writes it.
@@ -176,7 +193,7 @@ pub(crate) fn complete(repo: &Repo, disk: ImageId) -> Result<()> {
             if late {
                 promote_all(repo, &wanted, volume_id)?;
             }
-            repo.driver.unmark(Marker::Holder(volume_id, disk))?;
+            clean::forget(repo, Marker::Holder(volume_id, disk))?;
         }
     }
     Ok(())

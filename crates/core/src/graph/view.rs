@@ -33,7 +33,7 @@ pub(crate) fn status(repo: &Repo, image: &ImageRecord, tasks: Vec<TaskInfo>) -> 
 /// The status, and as much of the chain as is there.
 fn judge(repo: &Repo, image: &ImageRecord) -> Result<(Status, Chain)> {
     if let Resolved::Whole(chain) = resolve(&Now(repo, Read::Relaxed), image.clone())? {
-        return Ok((chain.status(), chain));
+        return Ok((chain.status(repo)?, chain));
     }
     // What was read may have been moving: broken is only what is so twice.
     let now = match repo.image(image.id())? {
@@ -41,7 +41,7 @@ fn judge(repo: &Repo, image: &ImageRecord) -> Result<(Status, Chain)> {
         _ => image.clone(),
     };
     Ok(match resolve(&Now(repo, Read::Fresh), now)? {
-        Resolved::Whole(chain) => (chain.status(), chain),
+        Resolved::Whole(chain) => (chain.status(repo)?, chain),
         Resolved::Broken(chain, _) => (Status::Broken, chain),
     })
 }

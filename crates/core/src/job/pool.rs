@@ -5,13 +5,11 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use uuid::Uuid;
-
 use super::task::locked;
 use super::{Env, Job, Step, Task};
 use crate::id::ImageId;
 use crate::repo::Repo;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, machine};
 
 /// Results of ended tasks that are kept.
 const KEPT: usize = 1000;
@@ -105,7 +103,7 @@ impl Pool {
         let outcome = loop {
             match self.shared.step(&mut entry) {
                 Ok(Step::Again) => {}
-                Ok(Step::Later(pause)) => thread::sleep(pause),
+                Ok(Step::Later(pause)) => machine::pause(pause),
                 Ok(Step::Done) => break Ok(()),
                 Err(error) => {
                     entry.job.failed(&error);
@@ -123,7 +121,8 @@ impl Pool {
         if let Some(id) = &id {
             super::validate_task_id(id)?;
         }
-        let task = Arc::new(Task::new(id.unwrap_or_else(|| Uuid::new_v4().to_string()), kind, repo, image));
+        let task =
+            Arc::new(Task::new(id.unwrap_or_else(|| machine::random_uuid().to_string()), kind, repo, image));
         let mut queues = locked(&self.shared.queues);
         if queues.closing {
             return Err(Error::new(ErrorKind::Closed, "the store is closed"));
@@ -165,7 +164,7 @@ impl Pool {
 
     /// Stops everything and ends the threads.
     pub fn close(&self, patience: Duration) {
-        let ended = self.stop(|_| true, Instant::now() + patience);
+        let ended = self.stop(|_| true, machine::now() + patience);
         locked(&self.shared.queues).closing = true;
         self.shared.wake.notify_all();
         let threads = std::mem::take(&mut *locked(&self.threads));
@@ -192,7 +191,7 @@ impl Shared {
             match self.step(&mut entry) {
                 Ok(Step::Again) => self.put_back(entry),
                 Ok(Step::Later(pause)) => {
-                    entry.not_before = Some(Instant::now() + pause);
+                    entry.not_before = Some(machine::now() + pause);
                     self.put_back(entry);
                 }
                 Ok(Step::Done) => {
@@ -213,7 +212,7 @@ impl Shared {
         if entry.task.is_cancelled() {
             return Err(Error::new(ErrorKind::Stopped, format!("task {:?} was stopped", entry.task.id)));
         }
-        let env = Env { repos: (self.repos)(), task: &entry.task, threads: MOVERS };
+        let env = Env { repos: (self.repos)(), task: &entry.task, threads: machine::threads(MOVERS) };
         let job = std::panic::AssertUnwindSafe(|| entry.job.step(&env));
         std::panic::catch_unwind(job).unwrap_or_else(|_| {
             Err(Error::new(ErrorKind::Internal, format!("task {:?} panicked", entry.task.id)))
@@ -226,7 +225,7 @@ impl Shared {
             if queues.closing || (!for_ever && queues.waiting.is_empty()) {
                 return None;
             }
-            let now = Instant::now();
+            let now = machine::now();
             let due =
                 |entry: &Entry| entry.task.is_cancelled() || entry.not_before.is_none_or(|time| time <= now);
             if let Some(index) = queues.waiting.iter().position(due) {
@@ -235,6 +234,12 @@ impl Shared {
             let first = queues.waiting.iter().filter_map(|entry| entry.not_before).min();
             let pause = first.map_or(Duration::from_hours(1), |time| time.saturating_duration_since(now));
             let pause = pause.max(Duration::from_millis(1));
+            if machine::is_simulated() {
+                drop(queues);
+                machine::pause(pause);
+                queues = locked(&self.queues);
+                continue;
+            }
             queues =
                 self.wake.wait_timeout(queues, pause).map_or_else(|e| e.into_inner().0, |(guard, _)| guard);
         }

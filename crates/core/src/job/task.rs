@@ -4,11 +4,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::graph::now;
 use crate::id::ImageId;
 use crate::repo::Repo;
 use crate::types::TaskInfo;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, machine};
 
 /// A task.
 #[derive(Debug)]
@@ -40,7 +39,7 @@ impl Task {
             kind,
             repo,
             image,
-            started: now(),
+            started: machine::date(),
             cancelled: AtomicBool::new(false),
             done: AtomicU64::new(0),
             total: AtomicU64::new(0),
@@ -138,7 +137,7 @@ impl Task {
         while outcome.is_none() {
             let pause = match deadline {
                 None => Duration::from_hours(1),
-                Some(deadline) => match deadline.checked_duration_since(Instant::now()) {
+                Some(deadline) => match deadline.checked_duration_since(machine::now()) {
                     Some(left) if !left.is_zero() => left,
                     _ => return false,
                 },

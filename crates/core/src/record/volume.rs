@@ -5,7 +5,7 @@ use uuid::Uuid;
 use vdsmstore_io::Format;
 
 use super::{Header, Record, Unknown, valid_size};
-use crate::id::{BlobId, ImageId, Token, VolumeId};
+use crate::id::{BlobId, ImageId, Incarnation, Token, VolumeId};
 
 /// How the bytes of a volume are to be read. Known from here only, never guessed from content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,6 +131,9 @@ pub struct VolumeRecord {
     /// The space of all of it was reserved when it was made.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub preallocated: bool,
+    /// The store that writes bytes into it though it is ready, on storage of several hosts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writer: Option<Incarnation>,
     /// Kept for newer releases.
     #[serde(flatten)]
     pub unknown: Unknown,

@@ -334,8 +334,9 @@ pub trait Driver: fmt::Debug + Send + Sync {
 
     // Volumes.
 
-    /// Creates the data object, empty, its name durable; one that exists already is truncated to nothing if its
-    /// exclusive lock can be had, else `ImageInUse`. Returns it open with [`Access::Write`].
+    /// Creates the data object, empty, its name durable; one that exists already stays as it is, if its exclusive lock
+    /// can be had, else `ImageInUse`: the caller looks whether it still is his to fill. Returns it open with
+    /// [`Access::Write`].
     fn create_volume(&self, volume: VolumeId) -> Result<OpenVolume>;
 
     /// Makes `target` a clone of `source`, replacing what `target` held: one moment of it, durable with its name.

@@ -7,6 +7,7 @@ use std::sync::{Arc, MutexGuard};
 
 use serde_json::Value;
 use uuid::Uuid;
+use vdsmstore_io::device::sim::hosts::Act;
 use vdsmstore_io::device::sim::{Power, SimDevice, SimStorage};
 use vdsmstore_io::{Device as _, without};
 
@@ -39,7 +40,7 @@ type Content<'a> = Option<&'a [u8]>;
 impl SimDriver {
     pub(super) fn new(world: &Arc<World>, host: HostIdentity) -> Self {
         let mut state = world.state();
-        state.hosts.insert(host.incarnation, Host { identity: host.clone(), alive: true });
+        state.hosts.insert(host.incarnation, Host { identity: host.clone(), alive: true, said: None });
         let power = state.power(host.incarnation);
         drop(state);
         Self { world: world.clone(), host, power, closed: AtomicBool::new(false) }
@@ -49,20 +50,43 @@ impl SimDriver {
         self.host.incarnation
     }
 
-    /// The world, if this host can still reach it.
+    /// The world, if this host can still reach it, to look at something: a step.
     fn enter(&self) -> Result<MutexGuard<'_, State>> {
-        self.power.check()?;
+        self.power.check(Act::Read)?;
+        self.reach()
+    }
+
+    /// The same to change something.
+    fn begin(&self, act: Act) -> Result<MutexGuard<'_, State>> {
+        self.power.step(act)?;
+        self.reach()
+    }
+
+    fn reach(&self) -> Result<MutexGuard<'_, State>> {
         if self.closed.load(Ordering::Acquire) {
             return Err(Error::new(ErrorKind::Closed, "the connection is closed"));
         }
         Ok(self.world.state())
     }
 
+    /// Makes the name of an object, under its lock.
+    fn create(&self, volume: VolumeId, storage: &Arc<SimStorage>, lock: &Held) -> Result<()> {
+        let name = Name::Object(volume);
+        let mut state = self.begin(Act::Name)?;
+        lock.ensure_held(&state)?;
+        state.change(self.me(), name, Some(Node::Object(storage.clone())));
+        drop(state);
+        self.sync(name)
+    }
+
     /// Visible is one step, durable the next.
-    fn change(&self, state: &mut State, name: Name, node: Option<Node>) -> Result<()> {
-        self.power.step()?;
-        state.change(self.me(), name, node);
-        self.power.step()?;
+    fn change(&self, name: Name, node: Option<Node>) -> Result<()> {
+        self.begin(Act::Name)?.change(self.me(), name, node);
+        self.sync(name)
+    }
+
+    fn sync(&self, name: Name) -> Result<()> {
+        let mut state = self.begin(Act::Sync)?;
         let skipped = match name {
             Name::Record(_) => without!("driver.flush.record"),
             Name::Child(..) => without!("driver.flush.child"),
@@ -79,10 +103,8 @@ impl SimDriver {
 
     /// One step; durable with the next change.
     fn remove(&self, name: Name) -> Result<()> {
-        let mut state = self.enter()?;
-        if state.visible(name).is_some() {
-            self.power.step()?;
-            state.change(self.me(), name, None);
+        if self.enter()?.visible(name).is_some() {
+            self.begin(Act::Name)?.change(self.me(), name, None);
         }
         Ok(())
     }
@@ -93,7 +115,7 @@ impl SimDriver {
         fits: impl Fn(Generation, bool) -> bool,
         content: Content<'_>,
     ) -> Result<Put> {
-        let mut state = self.enter()?;
+        let mut state = self.begin(Act::Record)?;
         let unknown = match state.unknown {
             Some((0, outcome)) => {
                 state.unknown = None;
@@ -118,18 +140,21 @@ impl SimDriver {
         }
         let generation = generation + 1;
         let node = Node::Record { generation, bytes: content.map(<[u8]>::to_vec) };
-        self.change(&mut state, name, Some(node))?;
+        state.change(self.me(), name, Some(node));
+        drop(state);
+        self.sync(name)?;
         if let (Some(Unknown::BuiltUpon), Some(bytes)) = (unknown, content)
             && let Some(bytes) = put_once_more(bytes)
         {
             let node = Node::Record { generation: generation + 1, bytes: Some(bytes) };
-            self.change(&mut state, name, Some(node))?;
+            self.change(name, Some(node))?;
         }
         Ok(if unknown.is_some() { Put::Unknown } else { Put::Done(generation) })
     }
 
     fn lock(&self, what: Locked) -> Result<Option<Held>> {
-        let mut state = self.enter()?;
+        self.power.check(Act::Lock)?;
+        let mut state = self.reach()?;
         let pretended = match what {
             Locked::Image(_) => without!("driver.lock.image"),
             Locked::Use(..) => without!("driver.lock.use"),
@@ -137,8 +162,9 @@ impl SimDriver {
             Locked::Volume(_, Access::Lease) => without!("driver.lock.lease"),
             Locked::Volume(..) => without!("driver.lock.read"),
         };
-        let token = if pretended { Some(state.next()) } else { state.lock(self.me(), what) };
-        Ok(token.map(|token| Held::new(&self.world, token)))
+        let token =
+            if pretended { Some((state.next(), Arc::default())) } else { state.lock(self.me(), what) };
+        Ok(token.map(|(token, fence)| Held::new(&self.world, token, fence)))
     }
 
     fn lock_volume(&self, volume: VolumeId, access: Access) -> Result<Held> {
@@ -191,16 +217,19 @@ impl SimDriver {
             state.writers.insert(id(&storage), self.me());
         }
         let device = SimDevice::new(storage, self.power.clone(), object_path(volume), writable)
-            .with_clones(self.world.options.reflink);
-        OpenVolume { device: Arc::new(LockedDevice { device, _lock: lock }) }
+            .with_clones(self.world.options.reflink)
+            .with_fence(lock.fence());
+        OpenVolume { device: Arc::new(LockedDevice { device, lock, volume, host: self.me() }) }
     }
 
     /// Registered, and certainly dead: without the registration they are as dead.
     fn dead_hosts(&self, state: &State) -> Vec<Incarnation> {
         if self.world.options.death != Liveness::CertainlyDead {
-            return Vec::new();
+            let dead = |host: &Host| host.said == Some(Liveness::CertainlyDead);
+            return state.hosts.iter().filter(|(_, host)| dead(host)).map(|(id, _)| *id).collect();
         }
-        state.hosts.iter().filter(|(_, host)| !host.alive).map(|(incarnation, _)| *incarnation).collect()
+        let dead = |host: &Host| host.said.map_or(!host.alive, |said| said == Liveness::CertainlyDead);
+        state.hosts.iter().filter(|(_, host)| dead(host)).map(|(incarnation, _)| *incarnation).collect()
     }
 
     fn names<T>(&self, mut pick: impl FnMut(Name) -> Option<T>) -> Result<Vec<T>> {
@@ -318,8 +347,7 @@ impl Driver for SimDriver {
     }
 
     fn mark(&self, marker: Marker) -> Result<()> {
-        let mut state = self.enter()?;
-        self.change(&mut state, marker.into(), Some(Node::Marker))
+        self.change(marker.into(), Some(Node::Marker))
     }
 
     fn unmark(&self, marker: Marker) -> Result<()> {
@@ -341,8 +369,7 @@ impl Driver for SimDriver {
     }
 
     fn put_progress(&self, image: ImageId, bytes: &[u8]) -> Result<()> {
-        let mut state = self.enter()?;
-        self.change(&mut state, Name::Progress(image), Some(Node::Bytes(bytes.to_vec())))
+        self.change(Name::Progress(image), Some(Node::Bytes(bytes.to_vec())))
     }
 
     fn get_progress(&self, image: ImageId) -> Result<Option<Vec<u8>>> {
@@ -357,8 +384,7 @@ impl Driver for SimDriver {
     }
 
     fn put_blob(&self, owner: ImageId, blob: BlobId, bytes: &[u8]) -> Result<()> {
-        let mut state = self.enter()?;
-        self.change(&mut state, Name::Blob(owner, blob), Some(Node::Bytes(bytes.to_vec())))
+        self.change(Name::Blob(owner, blob), Some(Node::Bytes(bytes.to_vec())))
     }
 
     fn get_blob(&self, owner: ImageId, blob: BlobId) -> Result<Vec<u8>> {
@@ -425,10 +451,9 @@ impl Driver for SimDriver {
     }
 
     fn sweep(&self) -> Result<()> {
-        let mut state = self.enter()?;
-        for host in self.dead_hosts(&state) {
-            self.power.step()?;
-            state.hosts.remove(&host);
+        let dead = self.dead_hosts(&*self.enter()?);
+        for host in dead {
+            self.begin(Act::Name)?.hosts.remove(&host);
         }
         Ok(())
     }
@@ -438,19 +463,12 @@ impl Driver for SimDriver {
         let mut state = self.enter()?;
         if let Ok(storage) = Self::object(&state, volume) {
             state.sync_all_of(self.me(), Name::Object(volume));
-            let open = self.opened(&mut state, volume, storage, Access::Write, lock);
-            drop(state);
-            if !without!("driver.zero.object") {
-                open.device.set_len(0)?;
-            }
-            if !without!("driver.flush.emptied") {
-                open.device.flush()?;
-            }
-            return Ok(open);
+            return Ok(self.opened(&mut state, volume, storage, Access::Write, lock));
         }
         let storage = SimStorage::new(self.world.nonce.as_u64_pair().0, state.next());
-        self.change(&mut state, Name::Object(volume), Some(Node::Object(storage.clone())))?;
-        Ok(self.opened(&mut state, volume, storage, Access::Write, lock))
+        drop(state);
+        self.create(volume, &storage, &lock)?;
+        Ok(self.opened(&mut *self.reach()?, volume, storage, Access::Write, lock))
     }
 
     fn clone_volume(&self, source: &OpenVolume, target: VolumeId) -> Result<OpenVolume> {
@@ -461,13 +479,14 @@ impl Driver for SimDriver {
         let mut state = self.enter()?;
         let from = Self::object_of(&state, source)?;
         let storage = SimStorage::new(id(&from).domain, state.next());
-        self.power.step()?;
+        drop(state);
+        self.power.step(Act::Write)?;
         from.clone_to(&storage);
         if !without!("driver.flush.clone") {
             SimDevice::new(storage.clone(), self.power.clone(), object_path(target), true).flush()?;
         }
-        self.change(&mut state, Name::Object(target), Some(Node::Object(storage.clone())))?;
-        Ok(self.opened(&mut state, target, storage, Access::Write, lock))
+        self.create(target, &storage, &lock)?;
+        Ok(self.opened(&mut *self.reach()?, target, storage, Access::Write, lock))
     }
 
     fn pin_volume(&self, source: &OpenVolume) -> Result<OpenVolume> {
@@ -475,6 +494,7 @@ impl Driver for SimDriver {
         let from = Self::object_of(&state, source)?;
         let pin = SimStorage::new(self.world.nonce.as_u64_pair().0, state.next());
         drop(state);
+        self.power.check(Act::Read)?;
         from.clone_to(&pin);
         let device = SimDevice::new(pin, self.power.clone(), source.device.name(), false);
         Ok(OpenVolume { device: Arc::new(device) })
@@ -490,16 +510,14 @@ impl Driver for SimDriver {
     }
 
     fn delete_volume(&self, volume: VolumeId, locked: OpenVolume) -> Result<()> {
-        let mut state = self.enter()?;
-        if let Ok(storage) = Self::object(&state, volume) {
+        let found = Self::object(&*self.enter()?, volume);
+        if let Ok(storage) = found {
             if id(&storage) != locked.device.id() && !without!("driver.compare.object") {
                 let message = format!("volume {volume} is to be deleted with the lock of another volume");
                 return Err(Error::new(ErrorKind::Internal, message));
             }
-            self.change(&mut state, Name::Object(volume), None)?;
+            self.change(Name::Object(volume), None)?;
         }
-        // The lock needs the world to be let go.
-        drop(state);
         drop(locked);
         Ok(())
     }
@@ -552,6 +570,7 @@ impl Driver for SimDriver {
         Ok(match self.enter()?.hosts.get(&incarnation) {
             // Closed in order, or never there.
             None => Liveness::CertainlyDead,
+            Some(Host { said: Some(said), .. }) => *said,
             Some(host) if host.alive => Liveness::Alive,
             Some(_) => self.world.options.death,
         })

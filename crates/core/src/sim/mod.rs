@@ -15,7 +15,8 @@ use uuid::Uuid;
 use vdsmstore_io::device::sim::Power;
 
 use crate::id::{BlobId, ImageId, Incarnation, VolumeId};
-use crate::repository::{Driver, HostIdentity, Liveness, Marker, QemuUse, RecordKey};
+use crate::machine;
+use crate::repository::{Driver, Generation, HostIdentity, Liveness, Marker, QemuUse, RecordKey};
 use driver::SimDriver;
 use state::{Name, Node, State};
 
@@ -56,7 +57,7 @@ pub struct SimWorld(Arc<World>);
 impl SimWorld {
     /// An empty repository.
     pub fn new(options: SimOptions) -> Self {
-        Self(Arc::new(World { options, nonce: Uuid::new_v4(), state: Mutex::default() }))
+        Self(Arc::new(World { options, nonce: machine::random_uuid(), state: Mutex::default() }))
     }
 
     /// A store on a host of its own connects.
@@ -80,7 +81,55 @@ impl SimWorld {
     #[must_use]
     pub fn snapshot(&self) -> Self {
         let World { options, nonce, .. } = *self.0;
-        Self(Arc::new(World { options, nonce, state: Mutex::new(self.0.state().duplicate()) }))
+        Self(Arc::new(World { options, nonce, state: Mutex::new(self.0.state().duplicate(true)) }))
+    }
+
+    /// The same, but that nothing is durable there that is not here.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        let World { options, nonce, .. } = *self.0;
+        Self(Arc::new(World { options, nonce, state: Mutex::new(self.0.state().duplicate(false)) }))
+    }
+
+    /// The host of that store loses all its locks, and is not told. `fenced`: what it has open fails from now on, as with
+    /// storage that knows the lock; otherwise what it still writes arrives.
+    pub fn revoke(&self, host: Incarnation, fenced: bool) {
+        self.0.state().revoke(host, fenced);
+    }
+
+    /// Writes that reached bytes of somebody else, by the records of their moment; only those of scheduled hosts.
+    pub fn trespasses(&self) -> Vec<String> {
+        self.0.state().trespasses.clone()
+    }
+
+    /// Whether the store's host holds any lock.
+    pub fn holds_locks(&self, host: Incarnation) -> bool {
+        self.0.state().holds_locks(host)
+    }
+
+    /// The generation of every record that ever was.
+    pub fn generations(&self) -> Vec<(RecordKey, Generation)> {
+        self.collect(|name, node| match (name, node) {
+            (Name::Record(key), Node::Record { generation, .. }) => Some((key, *generation)),
+            _ => None,
+        })
+    }
+
+    /// What is said of the store from now on, whatever is true.
+    pub fn set_liveness(&self, host: Incarnation, said: Liveness) {
+        if let Some(host) = self.0.state().hosts.get_mut(&host) {
+            host.said = Some(said);
+        }
+    }
+
+    /// How often [`SimWorld::crash`] of that host would ask now what to keep.
+    pub fn unflushed(&self, host: Incarnation) -> usize {
+        self.0.state().unflushed(host)
+    }
+
+    /// A hash of all that would survive if all hosts lost power and nothing was kept.
+    pub fn digest(&self) -> u64 {
+        self.0.state().digest()
     }
 
     /// The put after `puts` others, by whatever host, will answer that its outcome is unknown.

@@ -1,16 +1,19 @@
 //! What the simulated storage holds: what everybody sees, and what of it survives a power cut.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde_json::Value;
 use vdsmstore_io::device::sim::{Power, SimDevice, SimStorage};
 use vdsmstore_io::{Device as _, DeviceId};
 
 use crate::id::{BlobId, ImageId, Incarnation, VolumeId};
-use crate::repository::{Access, Generation, HostIdentity, Marker, QemuUse, RecordKey};
+use crate::repository::{Access, Generation, HostIdentity, Liveness, Marker, QemuUse, RecordKey};
 
 /// Everything that has a name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Name {
     Record(RecordKey),
     Child(ImageId, VolumeId),
@@ -85,6 +88,8 @@ struct Lock {
     token: u64,
     holder: Incarnation,
     what: Locked,
+    /// What is open under it fails once this is set.
+    fence: Arc<AtomicBool>,
 }
 
 /// What becomes of a put whose outcome the storage does not tell.
@@ -103,6 +108,8 @@ pub enum Unknown {
 pub(super) struct Host {
     pub(super) identity: HostIdentity,
     pub(super) alive: bool,
+    /// What is said of it, whatever is true.
+    pub(super) said: Option<Liveness>,
 }
 
 /// All of a world.
@@ -119,6 +126,8 @@ pub(super) struct State {
     pub(super) qemu: BTreeMap<VolumeId, QemuUse>,
     /// The put that many puts from now has an unknown outcome.
     pub(super) unknown: Option<(u64, Unknown)>,
+    /// Writes that reached bytes that were somebody else's.
+    pub(super) trespasses: Vec<String>,
     /// For lock tokens and objects.
     counter: u64,
 }
@@ -173,29 +182,73 @@ impl State {
     }
 
     /// The token of the lock, if nobody has one that collides.
-    pub(super) fn lock(&mut self, holder: Incarnation, what: Locked) -> Option<u64> {
+    pub(super) fn lock(&mut self, holder: Incarnation, what: Locked) -> Option<(u64, Arc<AtomicBool>)> {
         if self.locks.iter().any(|lock| lock.what.collides(what)) {
             return None;
         }
         let token = self.next();
-        self.locks.push(Lock { token, holder, what });
-        Some(token)
+        let fence = Arc::<AtomicBool>::default();
+        self.locks.push(Lock { token, holder, what, fence: fence.clone() });
+        Some((token, fence))
     }
 
     pub(super) fn unlock(&mut self, token: u64) {
         self.locks.retain(|lock| lock.token != token);
     }
 
-    /// The host is gone, and with each of its changes what `keep` does not keep.
-    pub(super) fn crash(&mut self, host: Incarnation, keep: &mut dyn FnMut() -> bool) {
-        let power = self.power(host);
-        power.cut_after(Some(0));
-        // The step that meets the cut.
-        let _ = power.step();
-        self.locks.retain(|lock| lock.holder != host);
-        if let Some(host) = self.hosts.get_mut(&host) {
-            host.alive = false;
+    pub(super) fn is_locked(&self, token: u64) -> bool {
+        self.locks.iter().any(|lock| lock.token == token)
+    }
+
+    /// The host loses all its locks and is not told. `fenced`: what it opened under them fails from now on.
+    pub(super) fn revoke(&mut self, host: Incarnation, fenced: bool) {
+        for lock in self.locks.extract_if(.., |lock| lock.holder == host) {
+            lock.fence.store(fenced, Ordering::Release);
         }
+    }
+
+    /// Whether the host holds any lock.
+    pub(super) fn holds_locks(&self, host: Incarnation) -> bool {
+        self.locks.iter().any(|lock| lock.holder == host)
+    }
+
+    /// Judges a write that arrived by the records as they are: a volume is written by who fills it, or has said that he
+    /// writes into it, or holds the image on it. What no record needs anybody may write.
+    pub(super) fn note_write(&mut self, by: Incarnation, volume: VolumeId) {
+        let document = |key| match self.visible(Name::Record(key)) {
+            Some(Node::Record { bytes: Some(bytes), .. }) => serde_json::from_slice::<Value>(bytes).ok(),
+            _ => None,
+        };
+        let Some(record) = document(RecordKey::Volume(volume)) else { return };
+        let (me, id) = (by.to_string(), volume.to_string());
+        let holders = self.names().filter_map(|(name, _)| match name {
+            Name::Record(key @ RecordKey::Image(_)) => document(key),
+            _ => None,
+        });
+        let on_it = |image: &Value| image["volume"] == *id || image["next"] == *id;
+        let holders: Vec<Value> = holders.filter(on_it).collect();
+        let mine = match record["state"].as_str() {
+            Some("filling") => record["owner"]["incarnation"] == *me,
+            Some("ready") => {
+                record["writer"] == *me || holders.iter().any(|image| image["open"]["incarnation"] == *me)
+            }
+            _ => true,
+        };
+        if !mine && !holders.is_empty() {
+            self.trespasses.push(format!("{me} wrote volume {id}: {record}, on it {holders:?}"));
+        }
+    }
+
+    /// Changes of the host that are not durable.
+    pub(super) fn unflushed(&self, host: Incarnation) -> usize {
+        let names = self.slots.values().flat_map(|slot| &slot.pending).filter(|(by, _)| *by == host).count();
+        let objects = self.objects();
+        let mine = objects.iter().filter(|(id, _)| self.writers.get(id) == Some(&host));
+        names + mine.map(|(_, storage)| storage.pending()).sum::<usize>()
+    }
+
+    /// All objects that are visible or durable.
+    fn objects(&self) -> BTreeMap<DeviceId, Arc<SimStorage>> {
         let mut objects = BTreeMap::new();
         for slot in self.slots.values() {
             for node in slot.pending.iter().filter_map(|(_, node)| node.as_ref()).chain(&slot.durable) {
@@ -204,6 +257,35 @@ impl State {
                 }
             }
         }
+        objects
+    }
+
+    /// A hash of all that is durable.
+    pub(super) fn digest(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        for (name, slot) in &self.slots {
+            match &slot.durable {
+                None => {}
+                Some(Node::Record { generation, bytes }) => (name, generation, bytes).hash(&mut hasher),
+                Some(Node::Marker) => name.hash(&mut hasher),
+                Some(Node::Bytes(bytes)) => (name, bytes).hash(&mut hasher),
+                Some(Node::Object(storage)) => {
+                    name.hash(&mut hasher);
+                    storage.hash_durable(&mut hasher);
+                }
+            }
+        }
+        hasher.finish()
+    }
+
+    /// The host is gone, and with each of its changes what `keep` does not keep.
+    pub(super) fn crash(&mut self, host: Incarnation, keep: &mut dyn FnMut() -> bool) {
+        self.power(host).cut();
+        self.locks.retain(|lock| lock.holder != host);
+        if let Some(host) = self.hosts.get_mut(&host) {
+            host.alive = false;
+        }
+        let objects = self.objects();
         for name in std::mem::take(&mut self.dirty) {
             let Some(slot) = self.slots.get_mut(&name) else { continue };
             let mut left = Vec::new();
@@ -231,11 +313,11 @@ impl State {
     }
 
     /// A world of its own that is equal to this one.
-    pub(super) fn duplicate(&self) -> State {
+    pub(super) fn duplicate(&self, settled: bool) -> State {
         let mut copies = BTreeMap::new();
         let mut copy = |node: &Node| match node {
             Node::Object(storage) => {
-                Node::Object(copies.entry(id(storage)).or_insert_with(|| duplicate(storage)).clone())
+                Node::Object(copies.entry(id(storage)).or_insert_with(|| duplicate(storage, settled)).clone())
             }
             node => node.clone(),
         };
@@ -248,20 +330,20 @@ impl State {
         let powers = self.powers.iter().map(|(host, power)| {
             let copy = Power::new();
             if power.is_off() {
-                copy.cut_after(Some(0));
-                let _ = copy.step();
+                copy.cut();
             }
             (*host, copy)
         });
         State {
             slots,
             dirty: self.dirty.clone(),
-            locks: self.locks.clone(),
+            locks: self.locks.iter().map(|lock| Lock { fence: Arc::default(), ..lock.clone() }).collect(),
             hosts: self.hosts.clone(),
             powers: powers.collect(),
             writers: self.writers.clone(),
             qemu: self.qemu.clone(),
             unknown: self.unknown,
+            trespasses: self.trespasses.clone(),
             counter: self.counter,
         }
     }
@@ -272,12 +354,11 @@ pub(super) fn id(storage: &Arc<SimStorage>) -> DeviceId {
     SimDevice::new(storage.clone(), Power::new(), String::new(), false).id()
 }
 
-/// Takes what is written for flushed: the storage does not tell which is which.
-fn duplicate(storage: &Arc<SimStorage>) -> Arc<SimStorage> {
-    let DeviceId { domain, object } = id(storage);
-    let copy = SimStorage::new(domain, object);
-    storage.clone_to(&copy);
-    let flushed = SimDevice::new(copy.clone(), Power::new(), String::new(), true).flush();
-    debug_assert!(flushed.is_ok(), "its power is on");
+/// `settled`: what is written is taken for flushed.
+fn duplicate(storage: &Arc<SimStorage>, settled: bool) -> Arc<SimStorage> {
+    let copy = storage.duplicate();
+    if settled {
+        copy.settle();
+    }
     copy
 }

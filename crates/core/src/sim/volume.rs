@@ -1,11 +1,14 @@
 //! A simulated object with the lock under which it is open.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
-use vdsmstore_io::device::sim::SimDevice;
+use vdsmstore_io::device::sim::{SimDevice, hosts};
 use vdsmstore_io::{Device, DeviceExtent, DeviceId, Result};
 
 use super::World;
+use super::state::State;
+use crate::id::{Incarnation, VolumeId};
 use crate::repository::Guard;
 
 /// A lock, held until dropped or until its host crashes.
@@ -13,11 +16,25 @@ use crate::repository::Guard;
 pub(super) struct Held {
     world: Weak<World>,
     token: u64,
+    /// Set when the lock was lost and everything under it with it.
+    fence: Arc<AtomicBool>,
 }
 
 impl Held {
-    pub(super) fn new(world: &Arc<World>, token: u64) -> Self {
-        Self { world: Arc::downgrade(world), token }
+    pub(super) fn new(world: &Arc<World>, token: u64, fence: Arc<AtomicBool>) -> Self {
+        Self { world: Arc::downgrade(world), token, fence }
+    }
+
+    /// Who makes or replaces a name does it with the lock in hand.
+    pub(super) fn ensure_held(&self, state: &State) -> crate::Result<()> {
+        if state.is_locked(self.token) || !self.fence.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        Err(crate::Error::new(crate::ErrorKind::LeaseLost, "the lock was lost"))
+    }
+
+    pub(super) fn fence(&self) -> Arc<AtomicBool> {
+        self.fence.clone()
     }
 }
 
@@ -35,7 +52,18 @@ impl Drop for Held {
 #[derive(Debug)]
 pub(super) struct LockedDevice {
     pub(super) device: SimDevice,
-    pub(super) _lock: Held,
+    pub(super) lock: Held,
+    pub(super) volume: VolumeId,
+    pub(super) host: Incarnation,
+}
+
+impl LockedDevice {
+    /// Bytes have arrived.
+    fn written(&self) {
+        if let Some(world) = self.lock.world.upgrade().filter(|_| hosts::is_host()) {
+            world.state().note_write(self.host, self.volume);
+        }
+    }
 }
 
 impl Device for LockedDevice {
@@ -56,15 +84,21 @@ impl Device for LockedDevice {
     }
 
     fn write_at(&self, offset: u64, buffer: &[u8]) -> Result<()> {
-        self.device.write_at(offset, buffer)
+        self.device.write_at(offset, buffer)?;
+        self.written();
+        Ok(())
     }
 
     fn write_zeroes(&self, offset: u64, length: u64) -> Result<()> {
-        self.device.write_zeroes(offset, length)
+        self.device.write_zeroes(offset, length)?;
+        self.written();
+        Ok(())
     }
 
     fn set_len(&self, length: u64) -> Result<()> {
-        self.device.set_len(length)
+        self.device.set_len(length)?;
+        self.written();
+        Ok(())
     }
 
     fn allocate(&self, offset: u64, length: u64) -> Result<()> {

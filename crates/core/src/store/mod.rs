@@ -9,8 +9,7 @@ mod validate;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 use vdsmstore_io::without;
@@ -29,7 +28,7 @@ use crate::record::{ImageRecord, Kind, OpenMode};
 use crate::repo::{Change, Repo};
 use crate::repository::{self, Access, Driver, Guard, HostIdentity};
 use crate::types::{GraphNode, ImageInfo, ImageStatus, PreparedImage, RepositoryInfo, Status, TaskInfo};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, machine};
 
 use prepare::PreparedHere;
 
@@ -197,7 +196,7 @@ impl Store {
                 return Err(graph::in_use(&repo, id, "it is open or prepared here"));
             }
         }
-        if !self.0.pool.stop(|task| task.needs(&repo), Instant::now() + STOP_PATIENCE) {
+        if !self.0.pool.stop(|task| task.needs(&repo), machine::now() + STOP_PATIENCE) {
             return Err(Error::new(
                 ErrorKind::Timeout,
                 format!("work on repository {repo_id:?} does not stop"),
@@ -482,7 +481,7 @@ impl Store {
     ) -> Result<ImageStatus> {
         let repo = self.repo(repo_id)?;
         let id = ImageId::parse(image_id)?;
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let deadline = timeout.and_then(|timeout| machine::now().checked_add(timeout));
         let late = || {
             let message = format!("image {id} in repository {repo_id:?} is not ready in time");
             Error::new(ErrorKind::Timeout, message).with("imageId", id.to_string())
@@ -499,12 +498,12 @@ impl Store {
             if options.status != Some(WaitStatus::Optimized) || status.status == Status::Optimized {
                 return Ok(status);
             }
-            let left = deadline.map_or(POLL, |deadline| deadline.saturating_duration_since(Instant::now()));
+            let left = deadline.map_or(POLL, |deadline| deadline.saturating_duration_since(machine::now()));
             if left.is_zero() {
                 return Err(late());
             }
             self.alive()?;
-            thread::sleep(left.min(POLL));
+            machine::pause(left.min(POLL));
         }
     }
 
@@ -515,7 +514,7 @@ impl Store {
             Error::new(ErrorKind::TaskNotFound, format!("no task {task_id:?} is known"))
                 .with("taskId", task_id)
         })?;
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let deadline = timeout.and_then(|timeout| machine::now().checked_add(timeout));
         if !task.wait(deadline) {
             let message = format!("task {task_id:?} has not ended in time");
             return Err(Error::new(ErrorKind::Timeout, message).with("taskId", task_id));

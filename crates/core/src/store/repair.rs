@@ -1,6 +1,6 @@
 //! The verbs about what is unfinished: check, fix, stop; and the two that change what is wanted.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::fix::{self, Fix, FixJob, FixType};
 use crate::graph::resize;
@@ -8,7 +8,7 @@ use crate::id::ImageId;
 use crate::job::{Task, TaskRequest};
 use crate::options::{CheckOptions, FixOptions, ResizeOptions, Strategy};
 use crate::repo::Change;
-use crate::{Error, ErrorKind, Result, check};
+use crate::{Error, ErrorKind, Result, check, machine};
 
 use super::{Store, validate};
 
@@ -63,7 +63,7 @@ impl Store {
     }
 
     fn stop(&self, which: impl Fn(&Task) -> bool) -> Result<()> {
-        if self.0.pool.stop(which, Instant::now() + STOP_PATIENCE) {
+        if self.0.pool.stop(which, machine::now() + STOP_PATIENCE) {
             return Ok(());
         }
         Err(Error::new(ErrorKind::Timeout, "the storage does not answer; the task stops when it does"))

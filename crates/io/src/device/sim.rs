@@ -1,12 +1,18 @@
 //! A simulated device for crash tests: what is durable is kept apart from what is merely written, sector by
 //! sector, and a power switch stops everything after a chosen number of steps.
 
+pub mod hosts;
+mod power;
+
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Device, DeviceExtent, DeviceId};
 use crate::{Error, ErrorKind, Result, without};
+use hosts::Act;
+pub use power::{Fault, Power};
 
 const SECTOR: u64 = 512;
 const PAGE: u64 = 4096;
@@ -14,74 +20,10 @@ const PAGE: u64 = 4096;
 const ZERO_FINE: u64 = 1 << 20;
 const ZERO_PIECE: u64 = 64 << 10;
 
-/// The power supply of one simulated host, shared by all its devices. Counts every mutating step.
-#[derive(Debug, Default)]
-pub struct Power(Mutex<PowerState>);
-
-#[derive(Debug, Default)]
-struct PowerState {
-    /// Steps that were let through since the beginning.
-    writes: u64,
-    /// The value of `writes` at which it goes off.
-    cut: Option<u64>,
-    /// It went off.
-    off: bool,
-}
-
-impl Power {
-    /// Power that is on and stays on.
-    pub fn new() -> Arc<Power> {
-        Arc::default()
-    }
-
-    fn state(&self) -> MutexGuard<'_, PowerState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Steps that were let through since the beginning.
-    pub fn writes(&self) -> u64 {
-        self.state().writes
-    }
-
-    /// Lets that many *further* steps through, then goes off. `None`: goes (back) on for good.
-    pub fn cut_after(&self, writes: Option<u64>) {
-        let mut state = self.state();
-        state.cut = writes.map(|n| state.writes.saturating_add(n));
-        state.off = false;
-    }
-
-    /// Whether it went off.
-    pub fn is_off(&self) -> bool {
-        self.state().off
-    }
-
-    /// To be called before each mutation: counts it, or fails with `Io` from the cut on.
-    pub fn step(&self) -> Result<()> {
-        let mut state = self.state();
-        if state.cut.is_some_and(|cut| state.writes >= cut) {
-            state.off = true;
-        }
-        if state.off {
-            return Err(off());
-        }
-        state.writes += 1;
-        Ok(())
-    }
-
-    /// To be called before each read: fails once the power is off.
-    pub fn check(&self) -> Result<()> {
-        if self.is_off() { Err(off()) } else { Ok(()) }
-    }
-}
-
-fn off() -> Error {
-    Error::new(ErrorKind::Io, "power is off")
-}
-
 /// Sparse bytes: pages that are absent read as zeroes and are holes.
 #[derive(Clone, Debug, Default)]
 struct Bytes {
-    pages: BTreeMap<u64, Box<[u8; PAGE as usize]>>,
+    pages: BTreeMap<u64, Arc<[u8; PAGE as usize]>>,
     len: u64,
 }
 
@@ -103,8 +45,8 @@ impl Bytes {
     /// `data` lies within one page.
     fn write_in_page(&mut self, offset: u64, data: &[u8]) {
         let within = (offset % PAGE) as usize;
-        let page = self.pages.entry(offset / PAGE).or_insert_with(|| Box::new([0; PAGE as usize]));
-        page[within..within + data.len()].copy_from_slice(data);
+        let page = self.pages.entry(offset / PAGE).or_insert_with(|| Arc::new([0; PAGE as usize]));
+        Arc::make_mut(page)[within..within + data.len()].copy_from_slice(data);
     }
 
     fn zero(&mut self, mut offset: u64, end: u64) {
@@ -114,7 +56,7 @@ impl Bytes {
             if next - offset == PAGE {
                 self.pages.remove(&index);
             } else if let Some(page) = self.pages.get_mut(&index) {
-                page[(offset % PAGE) as usize..][..(next - offset) as usize].fill(0);
+                Arc::make_mut(page)[(offset % PAGE) as usize..][..(next - offset) as usize].fill(0);
             }
             offset = next;
         }
@@ -147,14 +89,14 @@ impl Bytes {
 #[derive(Clone, Debug)]
 enum Change {
     /// A whole sector's new content; the length is at least `len` afterwards.
-    Sector { offset: u64, data: Box<[u8; SECTOR as usize]>, len: u64 },
+    Sector { offset: u64, data: Arc<[u8; SECTOR as usize]>, len: u64 },
     /// A range that became zero; the length is at least `len` afterwards.
     Zero { offset: u64, end: u64, len: u64 },
     /// The length was set.
     Len(u64),
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Contents {
     /// What a reader sees.
     now: Bytes,
@@ -175,12 +117,19 @@ impl Contents {
             let start = offset - offset % SECTOR;
             let within = (offset - start) as usize;
             let part = data.len().min(SECTOR as usize - within);
-            let mut sector = Box::new([0; SECTOR as usize]);
+            let mut sector = [0; SECTOR as usize];
             self.now.read(start, &mut sector[..]);
             sector[within..within + part].copy_from_slice(&data[..part]);
-            self.change(Change::Sector { offset: start, data: sector, len: offset + part as u64 });
+            let data_of_sector = Arc::new(sector);
+            self.change(Change::Sector { offset: start, data: data_of_sector, len: offset + part as u64 });
             data = &data[part..];
             offset += part as u64;
+        }
+    }
+
+    fn flush(&mut self) {
+        for change in self.log.drain(..) {
+            self.durable.apply(&change);
         }
     }
 
@@ -251,6 +200,28 @@ impl SimStorage {
         Arc::new(SimStorage { id: self.id, contents: Mutex::new(contents) })
     }
 
+    /// The same once more, what is not flushed not being flushed there.
+    #[must_use]
+    pub fn duplicate(&self) -> Arc<SimStorage> {
+        Arc::new(SimStorage { id: self.id, contents: Mutex::new(self.contents().clone()) })
+    }
+
+    /// Takes everything for flushed.
+    pub fn settle(&self) {
+        self.contents().flush();
+    }
+
+    /// Adds what survives a power cut to a hash.
+    pub fn hash_durable(&self, hasher: &mut impl Hasher) {
+        let contents = self.contents();
+        contents.durable.len.hash(hasher);
+        for (index, page) in &contents.durable.pages {
+            if page.iter().any(|byte| *byte != 0) {
+                (index, &page[..]).hash(hasher);
+            }
+        }
+    }
+
     /// Replaces the bytes of `target` by a copy of these, as a reflink does: the copy is not durable before
     /// `target` is flushed.
     pub fn clone_to(&self, target: &SimStorage) {
@@ -277,12 +248,14 @@ pub struct SimDevice {
     writable: bool,
     clones: bool,
     poisoned: AtomicBool,
+    fence: Arc<AtomicBool>,
 }
 
 impl SimDevice {
     /// Opens the storage on the host with that power supply.
     pub fn new(storage: Arc<SimStorage>, power: Arc<Power>, name: String, writable: bool) -> SimDevice {
-        SimDevice { storage, power, name, writable, clones: false, poisoned: AtomicBool::new(false) }
+        let poisoned = AtomicBool::new(false);
+        SimDevice { storage, power, name, writable, clones: false, poisoned, fence: Arc::default() }
     }
 
     /// Lets ranges of devices of the same domain be cloned into it, in whole pages.
@@ -291,7 +264,25 @@ impl SimDevice {
         SimDevice { clones, ..self }
     }
 
-    fn step(&self, offset: u64, length: u64) -> Result<()> {
+    /// Everything fails with `Stale` once this is set.
+    #[must_use]
+    pub fn with_fence(self, fence: Arc<AtomicBool>) -> SimDevice {
+        SimDevice { fence, ..self }
+    }
+
+    fn not_fenced(&self) -> Result<()> {
+        if self.fence.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::Stale, "the lock was lost").with_path(&self.name));
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<()> {
+        self.power.check(Act::Read)?;
+        self.not_fenced()
+    }
+
+    fn step(&self, act: Act, offset: u64, length: u64) -> Result<()> {
         if !self.writable {
             return Err(Error::new(ErrorKind::ReadOnly, "opened for reading only").with_path(&self.name));
         }
@@ -303,7 +294,8 @@ impl SimDevice {
                 .with_path(&self.name)
                 .with_range(offset, length));
         }
-        self.power.step().map_err(|e| e.with_path(&self.name).with_range(offset, length))
+        self.power.step(act).map_err(|e| e.with_path(&self.name).with_range(offset, length))?;
+        self.not_fenced()
     }
 }
 
@@ -317,13 +309,13 @@ impl Device for SimDevice {
     }
 
     fn len(&self) -> Result<u64> {
-        self.power.check()?;
+        self.check()?;
         Ok(self.storage.contents().now.len)
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let length = buffer.len() as u64;
-        self.power.check().map_err(|e| e.with_path(&self.name).with_range(offset, length))?;
+        self.check().map_err(|e| e.with_path(&self.name).with_range(offset, length))?;
         let contents = self.storage.contents();
         if offset.checked_add(length).is_none_or(|end| end > contents.now.len) {
             return Err(Error::new(ErrorKind::ShortRead, "cannot read")
@@ -335,25 +327,25 @@ impl Device for SimDevice {
     }
 
     fn write_at(&self, offset: u64, buffer: &[u8]) -> Result<()> {
-        self.step(offset, buffer.len() as u64)?;
+        self.step(Act::Write, offset, buffer.len() as u64)?;
         self.storage.contents().write(offset, buffer);
         Ok(())
     }
 
     fn write_zeroes(&self, offset: u64, length: u64) -> Result<()> {
-        self.step(offset, length)?;
+        self.step(Act::Write, offset, length)?;
         self.storage.contents().zero(offset, length);
         Ok(())
     }
 
     fn set_len(&self, length: u64) -> Result<()> {
-        self.step(0, length)?;
+        self.step(Act::Write, 0, length)?;
         self.storage.contents().change(Change::Len(length));
         Ok(())
     }
 
     fn allocate(&self, offset: u64, length: u64) -> Result<()> {
-        self.step(offset, length)?;
+        self.step(Act::Write, offset, length)?;
         let mut contents = self.storage.contents();
         if offset + length > contents.now.len {
             contents.change(Change::Len(offset + length));
@@ -362,17 +354,13 @@ impl Device for SimDevice {
     }
 
     fn flush(&self) -> Result<()> {
-        self.step(0, 0).inspect_err(|_| self.poisoned.store(true, Ordering::Release))?;
-        let mut contents = self.storage.contents();
-        let Contents { durable, log, .. } = &mut *contents;
-        for change in log.drain(..) {
-            durable.apply(&change);
-        }
+        self.step(Act::Flush, 0, 0).inspect_err(|_| self.poisoned.store(true, Ordering::Release))?;
+        self.storage.contents().flush();
         Ok(())
     }
 
     fn extent(&self, offset: u64, length: u64) -> Result<DeviceExtent> {
-        self.power.check()?;
+        self.check()?;
         let contents = self.storage.contents();
         let end = offset.saturating_add(length);
         let data = contents.now.pages.contains_key(&(offset / PAGE));

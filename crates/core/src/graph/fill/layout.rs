@@ -4,7 +4,7 @@ use vdsmstore_io::{Device, qcow2, without};
 
 use crate::graph::{add, chain, impossible_size, lock_image, merge};
 use crate::id::VolumeId;
-use crate::record::{Fill, How, Kind, VolumeFormat, VolumeRecord};
+use crate::record::{Fill, How, Kind, VolumeFormat, VolumeRecord, VolumeState};
 use crate::repo::Repo;
 use crate::repository::{Access, OpenVolume};
 use crate::{Error, ErrorKind, Result};
@@ -21,6 +21,16 @@ pub(super) fn lay_out(repo: &Repo, volume: &mut VolumeRecord, fill: &Fill) -> Re
         return lay_out_clone(repo, volume, fill);
     }
     let opened = repo.driver.create_volume(volume.id())?;
+    if opened.device.len()? > 0 {
+        // Now that nobody else has it: who lost it meanwhile finds it complete, and somebody else's.
+        let now = repo.volume(volume.id())?.filter(|now| {
+            let ours = repo.owns(&now.header) && now.header.epoch == volume.header.epoch;
+            ours && now.state == VolumeState::Filling
+        });
+        now.ok_or_else(|| add::displaced(repo, volume.id()))?;
+        opened.device.set_len(0)?;
+        opened.device.flush()?;
+    }
     match volume.format {
         VolumeFormat::Raw => {
             opened.device.set_len(volume.size)?;

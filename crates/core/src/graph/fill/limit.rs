@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::machine;
+
 /// Work is cut into pieces that take about this long at the limit.
 const PIECE: f64 = 0.25;
 /// No piece is smaller: a cluster.
@@ -18,12 +20,12 @@ pub(crate) struct Limit {
 impl Limit {
     /// At most `rate` bytes per second; None: no limit.
     pub fn new(rate: Option<u64>) -> Self {
-        Self { rate, free_at: Instant::now() }
+        Self { rate, free_at: machine::now() }
     }
 
     /// How long to wait before the next piece.
     pub fn pause(&self) -> Option<Duration> {
-        let left = self.free_at.saturating_duration_since(Instant::now());
+        let left = self.free_at.saturating_duration_since(machine::now());
         (self.rate.is_some() && !left.is_zero()).then_some(left)
     }
 
@@ -38,7 +40,7 @@ impl Limit {
         let Some(rate) = self.rate.filter(|rate| *rate > 0) else { return };
         let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(rate);
         // Time in which nothing was moved is not saved up.
-        let from = self.free_at.max(Instant::now());
+        let from = self.free_at.max(machine::now());
         self.free_at = from + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
     }
 }

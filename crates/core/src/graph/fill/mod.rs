@@ -15,7 +15,7 @@ use crate::job::{Env, Step};
 use crate::record::{Fill, How, ImageRecord, Progress, Source, State, VolumeRecord, VolumeState};
 use crate::repo::{Change, Repo};
 use crate::repository::{Access, OpenVolume};
-use crate::{Error, Result};
+use crate::{Error, Result, machine};
 
 use super::{add, chain};
 use claim::{claim, replace_volume};
@@ -159,14 +159,15 @@ impl Filler {
     }
 
     fn copy_some(&self, copy: &mut Copying, env: &Env<'_>) -> Result<Step> {
-        if copy.looked_at.elapsed() >= LOOK && !without!("fill.look.often") {
+        if machine::since(copy.looked_at) >= LOOK && !without!("fill.look.often") {
             self.look()?;
-            copy.looked_at = Instant::now();
+            copy.looked_at = machine::now();
         }
         if copy.position >= copy.size {
             if !without!("fill.flush.end") {
                 copy.target.flush()?;
             }
+            copy.source.ensure_same()?;
             return Ok(Step::Done);
         }
         if let Some(pause) = copy.limit.pause() {
@@ -193,7 +194,7 @@ impl Filler {
         env.task.set_done(copy.position);
         copy.limit.spend(outcome.read.max(outcome.written));
         copy.unflushed += outcome.written + outcome.zeroed.min(STEP);
-        if copy.unflushed >= WATERMARK_BYTES || copy.flushed_at.elapsed() >= WATERMARK_TIME {
+        if copy.unflushed >= WATERMARK_BYTES || machine::since(copy.flushed_at) >= WATERMARK_TIME {
             self.flush(copy, env)?;
         }
         Ok(Step::Again)
@@ -205,12 +206,13 @@ impl Filler {
         }
         copy.watermark = copy.position;
         copy.unflushed = 0;
-        copy.flushed_at = Instant::now();
+        copy.flushed_at = machine::now();
         // A watermark of a host that lost the volume would lie about its successor's bytes.
         if !without!("fill.look.watermark") {
             self.look()?;
         }
-        copy.looked_at = Instant::now();
+        copy.source.ensure_same()?;
+        copy.looked_at = machine::now();
         env.task.set_done(copy.position);
         self.persist(copy, None)
     }
@@ -358,8 +360,8 @@ fn copying(
         unflushed: 0,
         step: STEP,
         limit: Limit::new(fill.bandwidth),
-        flushed_at: Instant::now(),
-        looked_at: Instant::now(),
+        flushed_at: machine::now(),
+        looked_at: machine::now(),
     })
 }
 

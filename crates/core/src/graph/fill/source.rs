@@ -21,12 +21,30 @@ pub(super) struct Opened {
     pub token: Option<Token>,
     /// The same bytes as layers; a file outside has none.
     pub layers: Vec<Layer>,
+    /// The disk that is read itself: nothing but a lock keeps it as it is.
+    disk: Option<(Arc<Repo>, ImageId)>,
 }
 
 impl Opened {
     fn new(chain: &OpenChain) -> Result<Self> {
         let layers = chain.chain.layers(&chain.volumes);
-        Ok(Self { image: chain.image(false)?, token: Some(chain.chain.top().image.token), layers })
+        let token = Some(chain.chain.top().image.token);
+        Ok(Self { image: chain.image(false)?, token, layers, disk: None })
+    }
+
+    /// A disk as long as nobody writes it.
+    fn still(repo: &Arc<Repo>, disk: ImageId) -> Result<Self> {
+        let opened = Self::new(&chain::open(repo, disk, Access::ReadStill)?)?;
+        Ok(Self { disk: Some((Arc::clone(repo), disk)), ..opened })
+    }
+
+    /// Fails if what was read may have been written meanwhile: the lock against that may have been lost.
+    pub fn ensure_same(&self) -> Result<()> {
+        let Some((repo, disk)) = &self.disk else { return Ok(()) };
+        match repo.image(*disk)? {
+            Some(now) if Some(now.token) == self.token => Ok(()),
+            _ => Err(in_use(repo, *disk, "it was written while it was copied")),
+        }
     }
 }
 
@@ -90,11 +108,13 @@ pub(super) fn open_source(
         How::Zero | How::Clone => Ok(None),
         How::Import => {
             let opened = import::open(repo, image, fill)?;
-            Ok(Some(Opened { image: opened, token: None, layers: Vec::new() }))
+            Ok(Some(Opened { image: opened, token: None, layers: Vec::new(), disk: None }))
         }
         How::Flatten => {
-            let access = if image.kind == Kind::Disk { Access::ReadStill } else { Access::Read };
-            Opened::new(&chain::open(repo, image.id(), access)?).map(Some)
+            if image.kind == Kind::Disk {
+                return Opened::still(repo, image.id()).map(Some);
+            }
+            Opened::new(&chain::open(repo, image.id(), Access::Read)?).map(Some)
         }
         How::Copy | How::Diff => {
             let source =
@@ -136,7 +156,7 @@ pub(super) fn open_image(
         if !without!("source.lease") {
             lease::ensure_free(&repo, &record)?;
         }
-        return Opened::new(&chain::open(&repo, source.image, Access::ReadStill)?);
+        return Opened::still(&repo, source.image);
     }
     let mut opened = Opened::new(&chain::open(&repo, source.image, Access::Read)?)?;
     // A snapshot's id names its data; there is nothing more to compare.

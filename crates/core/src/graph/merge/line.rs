@@ -9,6 +9,7 @@ use crate::graph::chain::MAX_DEPTH;
 use crate::graph::look::View;
 use crate::id::{ImageId, Token};
 use crate::record::{Backing, ImageRecord, Kind, State, VolumeFormat, VolumeRecord, VolumeState};
+use crate::repo::Repo;
 use crate::repository::OpenVolume;
 
 use super::Direction;
@@ -181,6 +182,19 @@ impl Line {
             Direction::Up => &self.upper_volume,
             Direction::Down => &self.lowest().volume,
         }
+    }
+
+    /// The same to be changed.
+    pub fn target_mut(&mut self, direction: Direction) -> &mut VolumeRecord {
+        match direction {
+            Direction::Up => &mut self.upper_volume,
+            Direction::Down => &mut self.lowers[0].volume,
+        }
+    }
+
+    /// Whether nobody took the image that stays away from this merge, which claimed it.
+    pub fn owns(&self, repo: &Repo, now: &ImageRecord) -> bool {
+        repo.owns(&now.header) && now.header.epoch == self.upper.header.epoch
     }
 
     /// How much is looked through.

@@ -21,12 +21,12 @@ use crate::job::{Env, Step, percent};
 use crate::record::Progress;
 use crate::repo::Repo;
 use crate::repository::{Access, Guard, OpenVolume, Read};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, machine};
 
 use super::chain;
 use super::fill::{Limit, WATERMARK_BYTES, WATERMARK_TIME, error_text};
 use super::look::Now;
-use super::{lease, try_lock};
+use super::{in_place, lease, try_lock};
 
 pub(crate) use absorb::permit;
 pub(crate) use choice::{Price, bound, prices};
@@ -97,7 +97,14 @@ pub(crate) fn begin(
         let access = if without!("merge.lock.lower") { Access::Moment } else { Access::Read };
         lower.push(repo.driver.open_volume(each.volume.id(), access)?);
     }
-    let direction = choice::choose(repo, &line, &prices(repo, &line, &lower, &upper)?)?.direction;
+    let mut prices = prices(repo, &line, &lower, &upper)?;
+    keep_safe(repo, &line, &mut prices)?;
+    let direction = choice::choose(repo, &line, &prices)?.direction;
+    // How far a former run came, before it is displaced: it can move the image no more.
+    let position = watermark(repo, &line, direction)?;
+    if !repo.claim(&mut line.upper)? {
+        return Ok(None);
+    }
     if direction == Direction::Down {
         let lowest = line.lowest().volume.id();
         // Nobody else has it: the locks on the images keep it so between the two.
@@ -106,14 +113,58 @@ pub(crate) fn begin(
         if !absorb::all(repo, &mut line)? {
             return Ok(None);
         }
-        absorb::make_room(repo, &mut line, &lower, &upper)?;
     }
-    let mut merge = open(repo, line, direction, lower, upper, order)?;
+    let target = line.target(direction).id();
+    *line.target_mut(direction) = in_place::begin(repo, target)?;
+    let begun = (|| {
+        ensure_owned(repo, &line)?;
+        if direction == Direction::Down {
+            absorb::make_room(repo, &mut line, &lower, &upper)?;
+        }
+        let mut merge = open(repo, line, direction, lower, upper, order)?;
+        merge.position = position;
+        Ok(merge)
+    })();
+    let mut merge = match begun {
+        Ok(merge) => merge,
+        Err(error) => {
+            // What is left behind here keeps others away, until this store has ended.
+            let _ = in_place::end(repo, target);
+            return Err(error);
+        }
+    };
     merge.limit = Limit::new(bandwidth);
     env.task.set_stage(merge.direction.stage(), merge.position, merge.size);
     // Others see who does it. Where there is no room to say so, the merge may be what makes some.
     let _ = merge.persist(None);
     Ok(Some(merge))
+}
+
+/// Only directions that write where nobody else may still write.
+fn keep_safe(repo: &Repo, line: &Line, prices: &mut Vec<Price>) -> Result<()> {
+    let mut doubt = None;
+    for direction in [Direction::Up, Direction::Down] {
+        if let Err(error) = in_place::ensure_mine(repo, line.target(direction)) {
+            if error.kind() != ErrorKind::ImageInUse {
+                return Err(error);
+            }
+            doubt = Some(error);
+            prices.retain(|price| price.direction != direction);
+        }
+    }
+    match doubt {
+        Some(error) if prices.is_empty() => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// The image that stays is still ours to move.
+fn ensure_owned(repo: &Repo, line: &Line) -> Result<()> {
+    let id = line.upper.id();
+    match repo.image(id)? {
+        Some(now) if line.owns(repo, &now) => Ok(()),
+        _ => Err(moved(repo, id)),
+    }
 }
 
 fn open(
@@ -135,7 +186,6 @@ fn open(
         layers.extend(chain::layers_of(repo, backing)?);
     }
     let target = chain::open_layers(layers, true, repo.memory)?;
-    let position = watermark(repo, &line, direction)?;
     Ok(Merge {
         repo: Arc::clone(repo),
         size: line.length(direction),
@@ -143,10 +193,10 @@ fn open(
         direction,
         source,
         target,
-        position,
+        position: 0,
         limit: Limit::new(None),
         unflushed: 0,
-        flushed_at: Instant::now(),
+        flushed_at: machine::now(),
         lower,
         upper,
         _order: order,
@@ -194,13 +244,13 @@ impl Merge {
         env.task.set_done(self.position);
         self.limit.spend(outcome.read);
         self.unflushed += outcome.written + outcome.zeroed;
-        if self.unflushed >= WATERMARK_BYTES || self.flushed_at.elapsed() >= WATERMARK_TIME {
+        if self.unflushed >= WATERMARK_BYTES || machine::since(self.flushed_at) >= WATERMARK_TIME {
             if !without!("merge.flush.watermark") {
                 self.target.flush()?;
             }
             self.persist(None)?;
             self.unflushed = 0;
-            self.flushed_at = Instant::now();
+            self.flushed_at = machine::now();
         }
         Ok(Step::Again)
     }
@@ -229,6 +279,8 @@ impl Merge {
         if without!("merge.flush.failed") || self.target.flush().is_ok() {
             let _ = self.persist(Some(error_text(error)));
         }
+        // Else others are kept away until this store has ended.
+        let _ = in_place::end(&self.repo, self.line.target(self.direction).id());
     }
 }
 

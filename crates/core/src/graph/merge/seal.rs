@@ -6,7 +6,7 @@ use vdsmstore_io::{Layer, RunKind, without};
 
 use crate::Result;
 use crate::graph::chain::{self, mirror_of};
-use crate::graph::{clean, lease, mirror};
+use crate::graph::{clean, in_place, lease, mirror};
 use crate::id::VolumeId;
 use crate::record::{Backing, ImageRecord};
 use crate::repo::{Change, Repo};
@@ -64,8 +64,12 @@ impl Merge {
                     return Err(moved(repo, t));
                 }
             }
+            if now.header.epoch != line.upper_volume.header.epoch {
+                return Err(moved(repo, t));
+            }
             now.backing.clone_from(&backing);
             now.mirror = mirror.map(|(id, _)| id);
+            now.writer = None;
             Ok(Change::Claim)
         })?;
         sealed.ok_or_else(|| moved(repo, t))?;
@@ -106,6 +110,8 @@ impl Merge {
             if now.volume != c && !without!("seal.compare.volume")
                 || now.next.is_some() && !without!("seal.compare.next")
                 || !without!("seal.compare.held") && lease::is_held(repo, now)?
+                || !now.freeze.is_empty()
+                || !line.owns(repo, now)
             {
                 return Err(moved(repo, s));
             }
@@ -118,6 +124,7 @@ impl Merge {
     /// What the seal left over. All of it is found again by a check, should this not be reached.
     pub fn finish(self) -> Result<()> {
         let Self { repo, line, direction, source, target, lower, upper, _order, .. } = self;
+        in_place::end(&repo, line.target(direction).id())?;
         drop((source, target, lower, upper));
         repo.driver.delete_progress(line.upper.id())?;
         let topmost = &line.topmost().image;

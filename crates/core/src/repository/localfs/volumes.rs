@@ -26,22 +26,16 @@ impl Tree {
         let name = volume.to_string();
         let path = self.data.path.join(&name);
         for _ in 0..TRIES {
-            let (file, new) = match self.create(&self.data, &name) {
-                Ok((file, _)) => (file, true),
+            let file = match self.create(&self.data, &name) {
+                Ok((file, _)) => file,
                 Err(error) if is_errno(&error, Errno::EXIST) => match self.open_data(&name, true)? {
-                    Some(file) => (file, false),
+                    Some(file) => file,
                     None => continue,
                 },
                 Err(error) => return Err(error),
             };
             lock_volume(&file, Access::Write, &path)?;
             if without!("localfs.reread.created") || self.is_named(&file, &name)? {
-                if !new {
-                    file.set_len(0).map_err(|e| failed("cannot truncate", &path, e))?;
-                    if !without!("localfs.flush.emptied") {
-                        file.sync_all().map_err(|e| failed("cannot sync", &path, e))?;
-                    }
-                }
                 if !without!("localfs.flush.created") {
                     self.data.sync()?;
                 }

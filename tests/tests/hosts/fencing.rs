@@ -1,0 +1,250 @@
+//! A host is frozen in the middle of an operation, loses its locks without notice, and counts as dead; another one repairs
+//! everything and goes on working; then the first is thawed and runs to its end. Whatever it still writes is refused, or
+//! lands where nobody reads.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use vdsmstore_core::id::Incarnation;
+use vdsmstore_core::repository::Liveness;
+use vdsmstore_io::device::sim::hosts::{self, Act, Turn, mix};
+
+use crate::judge::{self, Allowed, Model};
+use crate::operation::Operation;
+use crate::scene::{CLUSTER, NAMES, Scene, Storage, pattern, read};
+use crate::{file_to_import, long, operations};
+
+/// How a host is displaced.
+#[derive(Clone, Copy, Debug)]
+pub struct Displaced {
+    /// What is said of it.
+    said: Liveness,
+    /// What it has open fails; else its late writes of data arrive.
+    fenced: bool,
+}
+
+/// Certain death with data that still arrives is what no storage may say: "certain" means that it does not.
+const WAYS: &[Displaced] = &[
+    Displaced { said: Liveness::LikelyDead, fenced: false },
+    Displaced { said: Liveness::LikelyDead, fenced: true },
+    Displaced { said: Liveness::CertainlyDead, fenced: true },
+];
+
+/// What late hosts did.
+#[derive(Debug, Default)]
+struct Late {
+    schedules: u64,
+    writes: u64,
+    records: u64,
+}
+
+fn writes(scene: &Scene, host: Incarnation, act: Act) -> u64 {
+    scene.worlds.iter().map(|world| world.power(host).count(act)).sum()
+}
+
+/// Runs the operation alone, and says how many steps it takes.
+fn steps(start: &Scene, operation: &'static Operation, seed: u64) -> u64 {
+    let scene = start.copy();
+    let (store, _) = hosts::alone(seed, || scene.join("first"));
+    let count = Arc::new(AtomicU64::new(0));
+    let counted = count.clone();
+    let work = move || {
+        (operation.run)(&store, &scene).unwrap();
+        store.close().unwrap();
+    };
+    hosts::run(
+        seed + 1,
+        vec![Box::new(work)],
+        Box::new(move |turn: &Turn<'_>| {
+            counted.store(turn.step(), Ordering::Relaxed);
+            0
+        }),
+    );
+    count.load(Ordering::Relaxed)
+}
+
+/// What the second host wrote: the disk and its new contents, one after the other.
+type Written = Vec<(usize, String, Vec<Vec<u8>>)>;
+
+/// Opens all disks for writing, writes half of what it wants to, lets the first host go on, and writes the rest.
+fn work(scene: &Scene, store: &vdsmstore_core::Store, thaw: &AtomicBool) -> Written {
+    let mut written = Written::new();
+    let mut open = Vec::new();
+    for repo in 0..2 {
+        for id in judge::disks(scene, repo) {
+            // In use, or broken: others judge that.
+            let Ok(mut data) = read(store, NAMES[repo], &id) else { continue };
+            let Ok(image) = store.open_image(NAMES[repo], &id, true) else { continue };
+            let mut states = Vec::new();
+            for cluster in [0, 3] {
+                data[cluster * CLUSTER + 7..][..CLUSTER].fill(0xb0 + cluster as u8);
+                states.push(data.clone());
+            }
+            image.write(7, &data[7..][..CLUSTER]).unwrap();
+            image.flush().unwrap();
+            open.push(image);
+            written.push((repo, id, states));
+        }
+    }
+    thaw.store(true, Ordering::Relaxed);
+    for (image, (_, _, states)) in open.iter().zip(&written) {
+        image.write(3 * CLUSTER as i64 + 7, &states[1][3 * CLUSTER + 7..][..CLUSTER]).unwrap();
+    }
+    for image in open {
+        image.close().unwrap();
+    }
+    written
+}
+
+fn freeze(
+    start: &Scene,
+    operation: &'static Operation,
+    hold: u64,
+    displaced: Displaced,
+    repairs: bool,
+    seed: u64,
+    late: &mut Late,
+    what: &str,
+) {
+    let scene = start.copy();
+    let begun = judge::moments(&scene);
+    let ((first, me), (second, _)) = hosts::alone(seed, || (scene.join("first"), scene.join("second")));
+    let returned = Arc::new(AtomicBool::new(false));
+    let thaw = Arc::new(AtomicBool::new(false));
+    let written = Arc::new(Mutex::new(Written::new()));
+    let before = Arc::new(Mutex::new((0, 0)));
+    let run_first: hosts::Work<()> = {
+        let (scene, returned) = (scene.clone(), returned.clone());
+        Box::new(move || {
+            returned.store((operation.run)(&first, &scene).is_ok(), Ordering::Relaxed);
+            first.close().unwrap();
+        })
+    };
+    let run_second: hosts::Work<()> = {
+        let (scene, thaw, written, what) = (scene.clone(), thaw.clone(), written.clone(), what.to_owned());
+        Box::new(move || {
+            if repairs {
+                judge::repair_politely(&second, &what);
+            }
+            *written.lock().unwrap() = work(&scene, &second, &thaw);
+            second.close().unwrap();
+        })
+    };
+    let decide = {
+        let (scene, before) = (scene.clone(), before.clone());
+        let mut frozen = false;
+        Box::new(move |turn: &Turn<'_>| {
+            if turn.host == 0 && turn.step() == hold {
+                frozen = true;
+                for world in &scene.worlds {
+                    world.revoke(me, displaced.fenced);
+                    world.set_liveness(me, displaced.said);
+                }
+                *before.lock().unwrap() = (writes(&scene, me, Act::Write), writes(&scene, me, Act::Record));
+            }
+            if frozen && thaw.load(Ordering::Relaxed) {
+                frozen = false;
+            }
+            usize::from(frozen || turn.ended[0])
+        })
+    };
+    hosts::run(seed + 1, vec![run_first, run_second], decide);
+    late.schedules += 1;
+    let before = *before.lock().unwrap();
+    late.writes += writes(&scene, me, Act::Write) - before.0;
+    late.records += writes(&scene, me, Act::Record) - before.1;
+    let mut model = judge::model(&scene, &[(operation, returned.load(Ordering::Relaxed))]);
+    for (repo, id, states) in written.lock().unwrap().drain(..) {
+        rewritten(&mut model, repo, &id, &states);
+    }
+    hosts::alone(seed + 2, || {
+        judge::hold(&scene, &begun, what);
+        let (store, _) = scene.join("judge");
+        judge::look(&scene, &store, &model, false, what);
+        judge::recover(&scene, &store, &model, what);
+        judge::look(&scene, &store, &model, true, what);
+        store.close().unwrap();
+        judge::hold(&scene, &begun, what);
+    });
+}
+
+/// A disk went through these states; and what is made of it may hold any of them.
+fn rewritten(model: &mut Model, repo: usize, id: &str, states: &[Vec<u8>]) {
+    let last = states.last().cloned().into_iter().collect::<Vec<_>>();
+    for (key, allowed) in model.iter_mut() {
+        if *key == (repo, id.to_owned()) {
+            allowed.data.clone_from(&last);
+        } else if allowed.unfinished {
+            allowed.data.extend_from_slice(states);
+        }
+    }
+    model.entry((repo, id.to_owned())).or_insert(Allowed {
+        data: last,
+        absent: false,
+        gone: false,
+        unfinished: false,
+        lost: false,
+    });
+}
+
+/// The operation, frozen at its steps. In a normal run at most `points` of them.
+fn frozen_everywhere(name: &str, storage: Storage, points: u64, moves: bool) {
+    let operation = operations::named(name);
+    std::fs::write(file_to_import(), pattern(6)).unwrap();
+    let seed = 1000;
+    let start = hosts::alone(seed, || {
+        let mut start = Scene::new(storage);
+        let (store, _) = start.join("setup");
+        (operation.setup)(&store, &mut start);
+        store.close().unwrap();
+        start
+    });
+    let begun = Instant::now();
+    let all = steps(&start, operation, seed + 1);
+    let stride = if long() > 0 { 1 } else { all.div_ceil(points).max(1) };
+    let mut late = Late::default();
+    for (way, displaced) in WAYS.iter().enumerate() {
+        for repairs in [true, false] {
+            let first = 1 + mix(way as u64 * 2 + u64::from(repairs)) % stride;
+            for hold in (first..=all).step_by(stride as usize) {
+                let what =
+                    format!("{name}, {storage:?}, frozen at step {hold}, {displaced:?}, repairs {repairs}");
+                freeze(&start, operation, hold, *displaced, repairs, seed + 10, &mut late, &what);
+            }
+        }
+    }
+    println!(
+        "{name} ({storage:?}): {all} steps, {} schedules, {} late writes of data, {} of records, {:.1} s",
+        late.schedules,
+        late.writes,
+        late.records,
+        begun.elapsed().as_secs_f64()
+    );
+    assert!((late.writes > 0 || !moves) && late.records > 0, "{name}: nobody came back: {late:?}");
+}
+
+macro_rules! fencing {
+    ($($test:ident: $name:literal, $storage:ident, $moves:literal;)*) => {
+        $(#[test]
+        fn $test() {
+            frozen_everywhere($name, Storage::$storage, 24, $moves);
+        })*
+    };
+}
+
+fencing! {
+    copy_of_a_disk: "copy a disk", Overlays, true;
+    copy_of_a_snapshot: "copy a snapshot", Overlays, true;
+    copy_onto_a_disk: "copy a disk onto a disk", Overlays, true;
+    merge_up: "remove a snapshot and merge up", Overlays, true;
+    merge_down: "remove a snapshot and merge down", Overlays, true;
+    merge_line_down: "remove three snapshots in a row and merge down", Overlays, true;
+    merge_line_up: "remove three snapshots in a row and merge up", Overlays, true;
+    replace: "give a disk a volume of its own", Overlays, true;
+    replace_a_snapshot: "give a snapshot a volume of its own", Overlays, true;
+    switch: "snapshot", Overlays, true;
+    clone: "snapshot", Clones, true;
+    resize: "resize", Overlays, true;
+    removal: "remove a disk, then what it is on", Overlays, false;
+}

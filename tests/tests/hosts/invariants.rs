@@ -1,0 +1,168 @@
+//! The invariants of `docs/engine.md`, section 11, as far as they can be read from what is stored. What cannot is judged
+//! where it happens: I1 to I3 by the model, I18 by running all fixes.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use vdsmstore_core::repository::RecordKey;
+use vdsmstore_core::sim::SimWorld;
+use vdsmstore_io::device::sim::{Power, SimDevice, SimStorage};
+use vdsmstore_io::{Device, qcow2};
+
+use crate::raw::{Raw, base_of, text};
+
+/// Over how many volumes an image may be spread.
+const DEPTH: usize = 250;
+
+/// A repository at one moment.
+#[derive(Clone, Debug)]
+pub struct Moment {
+    pub raw: Raw,
+    pub generations: BTreeMap<RecordKey, u64>,
+    pub trespasses: Vec<String>,
+}
+
+impl Moment {
+    pub fn new(raw: Raw, world: &SimWorld) -> Moment {
+        Moment { raw, generations: world.generations().into_iter().collect(), trespasses: world.trespasses() }
+    }
+
+    /// Every invariant that does not hold, with its number. `before`: an earlier moment.
+    pub fn violations(&self, before: Option<&Moment>) -> Vec<String> {
+        let mut found = Vec::new();
+        self.images(&mut found);
+        self.volumes(&mut found);
+        if let Some(before) = before {
+            self.since(before, &mut found);
+        }
+        found.extend(self.trespasses.iter().map(|what| format!("I10: {what}")));
+        found
+    }
+
+    fn images(&self, found: &mut Vec<String>) {
+        let raw = &self.raw;
+        for (id, image) in &raw.images {
+            let state = text(&image["state"]);
+            let volume = raw.volume_of(id);
+            if state == "live" && volume.is_none_or(|volume| volume["state"] != "ready") {
+                found.push(format!("I4: image {id} is live on {volume:?}"));
+            }
+            if matches!(state, "live" | "removed") && volume.is_none_or(|volume| volume["state"] == "doomed")
+            {
+                found.push(format!("I4: image {id} is {state} on {volume:?}"));
+            }
+            for field in ["volume", "next"] {
+                let Some(volume) = image[field].as_str().filter(|_| state != "absorbed") else { continue };
+                if raw.volumes.contains_key(volume) && !raw.holders.contains(&(volume.to_owned(), id.clone()))
+                {
+                    found.push(format!("I6: no marker says that image {id} holds volume {volume}"));
+                }
+            }
+            if image["freeze"].as_array().is_some_and(|list| !list.is_empty()) && !image["open"].is_null() {
+                found.push(format!("I11: image {id} is to be frozen and is open"));
+            }
+        }
+    }
+
+    fn volumes(&self, found: &mut Vec<String>) {
+        let raw = &self.raw;
+        for (id, volume) in &raw.volumes {
+            let Some(base) = base_of(volume).filter(|_| volume["state"] != "doomed") else { continue };
+            if !raw.children.contains(&(base.to_owned(), id.clone())) {
+                found.push(format!("I6: no marker says that volume {id} is built on image {base}"));
+            }
+            let on = raw.images.get(base);
+            if volume["state"] == "ready"
+                && on.is_some_and(|on| on["kind"] == "disk" && on["state"] == "live")
+            {
+                found.push(format!("I8: volume {id} is built on the disk {base}"));
+            }
+            if self.depth(id) > DEPTH {
+                found.push(format!("I8: volume {id} is too deep, or built on itself"));
+            }
+            if let Some(named) = volume["mirror"].as_str().filter(|_| volume["state"] == "ready")
+                && !self.raw.held_by(id).is_empty()
+                && on.is_some()
+                && !raw.volumes.contains_key(named)
+            {
+                found.push(format!("I15: the header of volume {id} names {named}, which is not there"));
+            }
+            self.header(id, volume, found);
+        }
+        // One that nobody points at is garbage that a late host made.
+        for id in raw.objects.keys().filter(|id| !raw.volumes.contains_key(*id)) {
+            if !raw.held_by(id).is_empty() {
+                found.push(format!("I7: object {id} has no record"));
+            }
+        }
+    }
+
+    /// What the header names is what the record says, but while somebody changes it.
+    fn header(&self, id: &str, volume: &Value, found: &mut Vec<String>) {
+        let unsettled =
+            volume["state"] != "ready" || volume["format"] != "qcow2" || !volume["writer"].is_null();
+        let Some(bytes) = self.raw.objects.get(id).filter(|_| !unsettled) else { return };
+        let device = SimDevice::new(SimStorage::new(0, 0), Power::new(), id.to_owned(), true);
+        let first = &bytes[..bytes.len().min(1 << 16)];
+        let written = device.set_len(bytes.len() as u64).and_then(|()| device.write_at(0, first));
+        let read = written.and_then(|()| qcow2::info(&device));
+        match read {
+            Err(error) => found.push(format!("I15: the header of volume {id}: {error}")),
+            Ok(info) => {
+                let named = info.backing.as_deref().unwrap_or_default();
+                // A base that is not here yet is named by its image.
+                let absent = volume["mirror"].is_null() && Some(named) == base_of(volume);
+                if named != text(&volume["mirror"]) && !absent && !self.raw.held_by(id).is_empty() {
+                    found.push(format!("I15: the header of volume {id} names {named:?}: {volume}"));
+                }
+            }
+        }
+    }
+
+    fn depth(&self, volume: &str) -> usize {
+        let mut depth = 1;
+        let mut next = self.raw.volumes.get(volume);
+        while let Some(volume) = next {
+            let base = base_of(volume).and_then(|base| self.raw.images.get(base));
+            next = base.and_then(|base| self.raw.volumes.get(text(&base["volume"])));
+            depth += 1;
+            if depth > DEPTH + 1 {
+                break;
+            }
+        }
+        depth
+    }
+
+    fn since(&self, before: &Moment, found: &mut Vec<String>) {
+        for (key, was) in &before.generations {
+            match self.generations.get(key) {
+                Some(is) if is >= was => {}
+                is => found.push(format!("I5: the generation of {key:?} went from {was} to {is:?}")),
+            }
+        }
+        let same = |was: &Value, is: &Value| was["stored"] != is["stored"] || was == is;
+        for (all, old) in [(&self.raw.images, &before.raw.images), (&self.raw.volumes, &before.raw.volumes)] {
+            for (id, was) in old {
+                if all.get(id).is_some_and(|is| !same(was, is)) {
+                    found.push(format!("I5: {id} has two contents of one generation"));
+                }
+            }
+        }
+        for (id, was) in &before.raw.volumes {
+            let is = self.raw.volumes.get(id);
+            if was["state"] == "ready" && is.is_some_and(|is| is["state"] == "filling") {
+                found.push(format!("I4: volume {id} was ready and is filled again"));
+            }
+        }
+        for (id, was) in before.raw.images.iter().filter(|(_, was)| was["kind"] == "disk") {
+            let written = |moment: &Moment| moment.raw.images.get(id).map(|image| image["open"].clone());
+            let same_token = self.raw.images.get(id).is_some_and(|is| is["token"] == was["token"]);
+            if same_token
+                && written(before).is_some_and(|open| open.is_null())
+                && written(self).is_some_and(|open| !open.is_null())
+            {
+                found.push(format!("I12: disk {id} is open for writing with the token that it had before"));
+            }
+        }
+    }
+}

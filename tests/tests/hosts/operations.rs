@@ -1,0 +1,53 @@
+//! What hosts do at the same time: the operations of `causes`, and some more.
+
+use vdsmstore_core::options::{ResizeOptions, Strategy};
+
+use crate::operation::{ALL, OVERLAYS, Operation, family, remove, repair};
+use crate::scene::SIZE;
+use crate::{changing, making};
+
+/// Beside those of `causes`.
+const MORE: &[Operation] = &[
+    Operation {
+        name: "resize",
+        storages: ALL,
+        setup: family,
+        run: |store, scene| {
+            let size = 2 * SIZE as i64;
+            store.resize_virtual_disk("A", scene.id("child"), size, &ResizeOptions::default())
+        },
+        removes: &[],
+    },
+    Operation {
+        name: "write a disk",
+        storages: ALL,
+        setup: family,
+        run: |store, scene| {
+            // What it is anyway: so nobody can tell whether it happened.
+            let data = scene.data(0, "child");
+            let image = store.open_image("A", scene.id("child"), true)?;
+            image.write(0, &data)?;
+            image.close()
+        },
+        removes: &[],
+    },
+    Operation {
+        name: "replace a disk whose snapshot goes",
+        storages: OVERLAYS,
+        setup: family,
+        run: |store, scene| {
+            store.set_image_strategy("A", scene.id("child"), Strategy::Performance)?;
+            remove(store, 0, scene, "snapshot")?;
+            repair(store, "A")
+        },
+        removes: &[(0, "snapshot")],
+    },
+];
+
+pub fn all() -> impl Iterator<Item = &'static Operation> {
+    making::OPERATIONS.iter().chain(changing::OPERATIONS).chain(MORE)
+}
+
+pub fn named(name: &str) -> &'static Operation {
+    all().find(|operation| operation.name == name).unwrap_or_else(|| panic!("no operation {name:?}"))
+}
