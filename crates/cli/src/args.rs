@@ -1,5 +1,7 @@
 //! Commands and flags. Help, man pages and completions are generated from here.
 
+pub mod file;
+
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
@@ -52,6 +54,9 @@ pub enum Command {
     /// Work with images: virtual disks and snapshots.
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Work with plain files, as qemu-img does.
+    #[command(subcommand)]
+    File(file::FileCommand),
     /// Draw the images of a repository and what they are stored on.
     Graph(GraphArgs),
     /// Write man pages and completions.
@@ -604,7 +609,8 @@ pub fn command() -> clap::Command {
 }
 
 fn with_repo(command: clap::Command, repo: &clap::Arg) -> clap::Command {
-    if command.is_hide_set() {
+    // Commands on plain files know no repositories.
+    if command.is_hide_set() || command.get_name() == "file" {
         return command;
     }
     // Where a command has an argument of that id (a repository's name), clap would take them for one.

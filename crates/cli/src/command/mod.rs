@@ -1,6 +1,7 @@
 //! The commands: each calls one verb of the store, prints what it returns and waits for what it started.
 
 mod bytes;
+mod file;
 mod fix;
 mod generate;
 mod graph;
@@ -21,12 +22,15 @@ pub fn run(cli: Cli) -> Result<Outcome> {
     if let Command::Generate(generate) = &cli.command {
         return generate::run(generate);
     }
+    if let Command::File(command) = cli.command {
+        return file::run(cli.json, Interrupt::install()?, command);
+    }
     let session = Session::open(&cli, Interrupt::install()?)?;
     let result = match cli.command {
         Command::Repo(command) => repo::run(&session, command),
         Command::Image(command) => image::run(&session, command),
         Command::Graph(arguments) => graph::run(&session, &arguments),
-        Command::Generate(_) => Ok(Outcome::Done),
+        Command::File(_) | Command::Generate(_) => Ok(Outcome::Done),
     };
     let closed = session.store.close();
     let outcome = result?;
