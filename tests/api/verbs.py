@@ -52,7 +52,8 @@ COMMANDS: dict[str, list[str] | None] = {
     "exportImage": ["image export"],
     "measureImage": ["image measure"],
 }
-COMMANDS_ONLY = {"graph"}
+FILE = ("info", "check", "map", "measure", "convert", "compare", "create", "commit", "rebase")
+COMMANDS_ONLY = {"graph", *(f"file {command}" for command in FILE)}
 RUST_ONLY = {"new", "close", "connect_driver", "run_tasks", "graph", "list_image_infos"}
 C_ONLY = {
     *("open", "close", "free", "string_free", "version", "version_number"),

@@ -50,7 +50,13 @@ impl World {
     pub fn stale(&mut self, store: usize, pick: Pick) -> Option<bool> {
         let (repo, fix) = pick.of(&self.remembered)?;
         let same = |other: &Fix| ["action", "ids"].iter().all(|key| other.data[key] == fix.data[key]);
-        if self.check(store, repo).iter().any(same) {
+        // A replacement that has begun goes on, by whichever of the two fixes.
+        let begun = |other: &Fix| {
+            fix.data["action"] == "optimize"
+                && other.data["action"] == "mend"
+                && other.data["ids"] == fix.data["ids"]
+        };
+        if self.check(store, repo).iter().any(|other| same(other) || begun(other)) {
             return self.run_fix(store, repo, &fix);
         }
         let root = self.root.path().join(NAMES[repo]);
