@@ -137,10 +137,12 @@ impl Mirror {
             handle.file.write_all_at(data, offset).map(|()| data.len() as u32)
         };
         let half = &data[..data.len().div_ceil(2)];
+        // Nothing tears a number of eight bytes: memory is not copied so, and no disk has such sectors.
+        let untorn = &data[..data.len() / 2 / 8 * 8];
         match self.switch.meet(Call::Write, &handle.node.path()) {
             None => Ok(write(data)?),
             Some(Answer::Short) => Ok(write(half)?),
-            Some(answer @ Answer::Half(_)) => write(half).map_err(Refused::from).and(Err(answer.into())),
+            Some(answer @ Answer::Half(_)) => write(untorn).map_err(Refused::from).and(Err(answer.into())),
             Some(answer @ Answer::Done(_)) => write(data).map_err(Refused::from).and(Err(answer.into())),
             Some(answer) => Err(answer.into()),
         }
