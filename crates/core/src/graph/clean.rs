@@ -108,16 +108,19 @@ fn in_demand(repo: &Repo, id: ImageId) -> Result<bool> {
 pub(crate) fn forget(repo: &Repo, marker: Marker) -> Result<bool> {
     repo.driver.unmark(marker)?;
     let borne_out = match marker {
-        Marker::Child(image, volume) => {
-            let backing = repo.volume(volume)?.and_then(|volume| volume.backing);
+        Marker::Child(image, volume) => repo.volume(volume).map(|volume| {
+            let backing = volume.and_then(|volume| volume.backing);
             backing.is_some_and(|backing| backing.image == image)
+        }),
+        Marker::Holder(volume, image) => {
+            repo.image(image).map(|image| image.is_some_and(|image| image.holds(volume)))
         }
-        Marker::Holder(volume, image) => repo.image(image)?.is_some_and(|image| image.holds(volume)),
     };
-    if borne_out {
+    // What could not be read may need it.
+    if !matches!(borne_out, Ok(false)) {
         repo.driver.mark(marker)?;
     }
-    Ok(!borne_out)
+    borne_out.map(|borne_out| !borne_out)
 }
 
 /// Takes the first generation of a volume record that was announced and never written. False: somebody wrote it.

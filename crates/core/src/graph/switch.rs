@@ -50,48 +50,44 @@ pub(crate) fn intend(repo: &Repo, disk: ImageId, new: &NewImage<'_>) -> Result<I
     if !without!("switch.marker") {
         repo.driver.mark(Marker::Holder(volume, new.id))?;
     }
-    let intended = (|| {
-        let mut snapshot = add::pending(repo, new, volume)?;
-        if !repo.create(&mut snapshot)? {
-            add::drop_user_data(repo, &snapshot);
-            let taken = repo.image(new.id)?.ok_or_else(|| repo.image_not_found(new.id))?;
-            return Ok(Intended::Taken(taken));
-        }
-        let frozen = repo.update_image(disk, |now| {
-            if now.volume != volume && !without!("switch.compare.volume")
-                || now.open != record.open && !without!("switch.compare.open")
-                || now.state != State::Live && !without!("switch.compare.state")
-            {
-                return Err(in_use(repo, disk, "it changed meanwhile"));
-            }
-            if !now.freeze.contains(&new.id) {
-                now.freeze.push(new.id);
-            }
-            // A merge that lost its locks before must not move the disk.
-            Ok(Change::Claim)
-        });
-        match frozen {
-            Ok(Some(_)) => match repo.image(new.id)? {
-                Some(now) if matches!(now.state, State::Pending | State::Live) => Ok(Intended::New(snapshot)),
-                // Should the locks have been a lie: it was taken for forsaken before it was promised.
-                _ => {
-                    unfreeze(repo, disk, new.id)?;
-                    Err(in_use(repo, new.id, "another host took it for left over"))
-                }
-            },
-            other => {
-                if repo.delete(&snapshot)? {
-                    add::drop_user_data(repo, &snapshot);
-                }
-                Err(other.err().unwrap_or_else(|| repo.image_not_found(disk)))
-            }
-        }
-    })();
-    if intended.is_err() {
-        // Left behind, the marker is garbage that a check finds.
-        let _ = repo.driver.unmark(Marker::Holder(volume, new.id));
+    // Only where the snapshot's record is known not to be there; left behind, the marker is garbage that a check finds.
+    let unmark = || drop(repo.driver.unmark(Marker::Holder(volume, new.id)));
+    let mut snapshot = add::pending(repo, new, volume).inspect_err(|_| unmark())?;
+    if !repo.create(&mut snapshot)? {
+        add::drop_user_data(repo, &snapshot);
+        let taken = repo.image(new.id)?.ok_or_else(|| repo.image_not_found(new.id))?;
+        return Ok(Intended::Taken(taken));
     }
-    intended
+    let frozen = repo.update_image(disk, |now| {
+        if now.volume != volume && !without!("switch.compare.volume")
+            || now.open != record.open && !without!("switch.compare.open")
+            || now.state != State::Live && !without!("switch.compare.state")
+        {
+            return Err(in_use(repo, disk, "it changed meanwhile"));
+        }
+        if !now.freeze.contains(&new.id) {
+            now.freeze.push(new.id);
+        }
+        // A merge that lost its locks before must not move the disk.
+        Ok(Change::Claim)
+    });
+    match frozen {
+        Ok(Some(_)) => match repo.image(new.id)? {
+            Some(now) if matches!(now.state, State::Pending | State::Live) => Ok(Intended::New(snapshot)),
+            // Should the locks have been a lie: it was taken for forsaken before it was promised.
+            _ => {
+                unfreeze(repo, disk, new.id)?;
+                Err(in_use(repo, new.id, "another host took it for left over"))
+            }
+        },
+        other => {
+            if repo.delete(&snapshot)? {
+                add::drop_user_data(repo, &snapshot);
+                unmark();
+            }
+            Err(other.err().unwrap_or_else(|| repo.image_not_found(disk)))
+        }
+    }
 }
 
 /// Takes back that the disk is to be frozen as this image.
