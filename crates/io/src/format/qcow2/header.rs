@@ -193,7 +193,7 @@ impl Header {
         let (name_offset, name_length) = (front.u64(8)?, front.u32(16)?);
         let mut extensions_limit = cluster_size;
         if name_offset != 0 {
-            if name_length > MAX_NAME || name_offset > cluster_size - u64::from(name_length) {
+            if name_length > MAX_NAME || name_offset.saturating_add(u64::from(name_length)) > cluster_size {
                 return bad("the backing name is too long or lies outside the first cluster");
             }
             if name_offset < u64::from(header.length) {
