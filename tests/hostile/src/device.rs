@@ -20,12 +20,21 @@ pub struct Bytes {
 
 impl Bytes {
     pub fn new(bytes: &[u8], object: u64) -> Arc<Bytes> {
+        Self::limited(bytes, object, limit(bytes.len() as u64))
+    }
+
+    /// For work that looks at all of it several times.
+    pub fn patient(bytes: &[u8], object: u64) -> Arc<Bytes> {
+        Self::limited(bytes, object, 40 * limit(bytes.len() as u64))
+    }
+
+    fn limited(bytes: &[u8], object: u64, most: u64) -> Arc<Bytes> {
         let storage = SimStorage::new(1, object);
         let device = SimDevice::new(Arc::clone(&storage), Power::new(), "hostile".into(), true);
         // Nothing of this fails: the power stays on.
         let filled = device.write_at(0, bytes).and_then(|()| device.flush());
         assert!(filled.is_ok());
-        Arc::new(Bytes { device, requests: AtomicU64::new(0), most: limit(bytes.len() as u64) })
+        Arc::new(Bytes { device, requests: AtomicU64::new(0), most })
     }
 
     fn count(&self) {

@@ -4,6 +4,7 @@
 
 mod device;
 mod read;
+mod repair;
 mod write;
 
 use std::sync::{Mutex, PoisonError};
@@ -11,6 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use peak_alloc::PeakAlloc;
 
 pub use read::read;
+pub use repair::repair;
 pub use write::write;
 
 #[global_allocator]
@@ -31,6 +33,7 @@ pub fn target(name: &str) -> Option<fn(&[u8])> {
     match name {
         "read" => Some(read),
         "write" => Some(write),
+        "repair" => Some(repair),
         "records" => Some(records),
         _ => None,
     }

@@ -74,6 +74,11 @@ fn write() {
 }
 
 #[test]
+fn repair() {
+    run("repair");
+}
+
+#[test]
 fn records() {
     run("records");
 }

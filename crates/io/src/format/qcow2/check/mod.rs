@@ -93,6 +93,8 @@ struct Checker<'a> {
     overlapping: Bits,
     /// Clusters of the file, those included that begin in it only just.
     clusters: u64,
+    /// The first cluster behind the end of the file that something refers to; refcounts do not count.
+    beyond: Option<u64>,
     look: Look,
     tally: Tally,
     /// All L2 tables, in order of their places.
@@ -125,6 +127,7 @@ impl<'a> Checker<'a> {
             tables: Bits::default(),
             overlapping: Bits::default(),
             clusters,
+            beyond: None,
             look,
             tally: Tally::default(),
             l2s: Vec::new(),
@@ -156,6 +159,10 @@ impl<'a> Checker<'a> {
         // The last cluster may be cut short by the end of the file.
         if end >= self.source.length().saturating_add(self.header.cluster_size()) {
             let remedy = if part == Part::RefcountTable { Remedy::Rebuild } else { Remedy::None };
+            if part != Part::RefcountTable {
+                let first = offset >> self.header.cluster_bits;
+                self.beyond = Some(self.beyond.map_or(first, |known| known.min(first)));
+            }
             return self.corruption(times, remedy, Problem::BeyondEnd { part, length }, offset);
         }
         let bits = self.header.cluster_bits;

@@ -32,14 +32,18 @@ impl Layout {
 
 impl Checker<'_> {
     /// Writes new refcounts, and a new snapshot table if that is incomplete. Refcounts are the number of references if
-    /// all of these are `complete`ly known, else never lower than before.
-    pub(super) fn rebuild(&self, complete: bool) -> Result<()> {
+    /// all of these are `complete`ly known, else never lower than before. False: nothing was changed, for entries refer to
+    /// where the tables would come to be. A file that was cut off is like that; what is put there becomes the disk's data.
+    pub(super) fn rebuild(&self, complete: bool) -> Result<bool> {
         let device = self.source.device();
         let replaces_snapshots = self.tally.snapshots > 0 && complete;
         let snapshots = if replaces_snapshots { self.completed_snapshots()? } else { Vec::new() };
         // References without those of what is replaced.
         let counted = Checker::run(device, Look::Replacing { snapshots: replaces_snapshots })?;
         let layout = counted.layout(self, snapshots.len() as u64, complete)?;
+        if self.beyond.is_some_and(|first| first < layout.end()) {
+            return Ok(false);
+        }
         let cluster_size = self.header.cluster_size();
         let order = self.header.refcount_order;
         let place = |cluster: u64| cluster * cluster_size;
@@ -68,7 +72,8 @@ impl Checker<'_> {
             sector[SNAPSHOTS_AT..][..8].copy_from_slice(&place(layout.start).to_be_bytes());
         }
         device.write_at(0, &sector)?;
-        device.flush()
+        device.flush()?;
+        Ok(true)
     }
 
     /// The blocks that are needed count themselves, so that there may have to be more of them.

@@ -28,7 +28,8 @@ pub enum Repair {
 /// clusters that point nowhere, incomplete entries of internal snapshots, bitmaps in use (which then mark everything)
 /// and the marks of a dirty or corrupt image. What cannot be repaired stays as it is, and is reported; refcounts are
 /// then not lowered, since what they count may be what is missing. If a table is lost or may be none, nothing is
-/// changed: what is taken for tables may be data. Nobody else may use the image meanwhile.
+/// changed: what is taken for tables may be data. Nor are refcounts made anew behind a file of which a part was cut off.
+/// Nobody else may use the image meanwhile.
 ///
 /// Errors as of [`check`](super::check()), and those of the device; the image can then be repaired again.
 pub fn repair(device: &dyn Device, what: Repair) -> Result<Report> {
@@ -53,8 +54,7 @@ pub fn repair(device: &dyn Device, what: Repair) -> Result<Report> {
         Repair::All
             if tally.rebuild > 0 || tally.snapshots > 0 || before.report.check_errors > tally.blind =>
         {
-            before.rebuild(complete)?;
-            true
+            before.rebuild(complete)?
         }
         Repair::All => {
             before.set_refcounts(true, complete)?;
