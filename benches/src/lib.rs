@@ -5,6 +5,7 @@
 
 pub mod check;
 pub mod durable;
+pub mod image;
 pub mod large;
 pub mod merge;
 pub mod numbers;
