@@ -560,10 +560,14 @@ impl Driver for SimDriver {
     }
 
     fn host_record(&self, incarnation: Incarnation) -> Result<Option<HostRecord>> {
-        Ok(self.enter()?.hosts.get(&incarnation).map(|host| HostRecord {
-            host_id: host.identity.host_id.clone(),
-            boot_id: host.identity.boot_id.clone(),
-        }))
+        Ok(self.enter()?.hosts.get(&incarnation).map(Host::record))
+    }
+
+    fn others(&self) -> Result<Vec<HostRecord>> {
+        let state = self.enter()?;
+        let connected = |host: &Host| host.said.map_or(host.alive, |said| said == Liveness::Alive);
+        let others = state.hosts.iter().filter(|(id, host)| **id != self.me() && connected(host));
+        Ok(others.map(|(_, host)| host.record()).collect())
     }
 
     fn liveness(&self, incarnation: Incarnation) -> Result<Liveness> {

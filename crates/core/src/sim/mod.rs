@@ -122,6 +122,11 @@ impl SimWorld {
         }
     }
 
+    /// The store has left in order, as by a close.
+    pub fn forget(&self, host: Incarnation) {
+        self.0.state().hosts.remove(&host);
+    }
+
     /// How often [`SimWorld::crash`] of that host would ask now what to keep.
     pub fn unflushed(&self, host: Incarnation) -> usize {
         self.0.state().unflushed(host)

@@ -10,7 +10,7 @@ use vdsmstore_io::device::sim::{Power, SimDevice, SimStorage};
 use vdsmstore_io::{Device as _, DeviceId};
 
 use crate::id::{BlobId, ImageId, Incarnation, VolumeId};
-use crate::repository::{Access, Generation, HostIdentity, Liveness, Marker, QemuUse, RecordKey};
+use crate::repository::{Access, Generation, HostIdentity, HostRecord, Liveness, Marker, QemuUse, RecordKey};
 
 /// Everything that has a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -110,6 +110,13 @@ pub(super) struct Host {
     pub(super) alive: bool,
     /// What is said of it, whatever is true.
     pub(super) said: Option<Liveness>,
+}
+
+impl Host {
+    /// What it says of itself.
+    pub(super) fn record(&self) -> HostRecord {
+        HostRecord { host_id: self.identity.host_id.clone(), boot_id: self.identity.boot_id.clone() }
+    }
 }
 
 /// All of a world.
