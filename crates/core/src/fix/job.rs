@@ -48,12 +48,13 @@ impl FixJob {
         }
         match self.action {
             Action::Mend(id) => {
-                self.work =
-                    Work::Mend(Box::new(Mend::new(&self.repo, id, false).limited(self.bandwidth).thorough()));
+                let mend = Mend::new(&self.repo, id, false).limited(self.bandwidth);
+                self.work = Work::Mend(Box::new(mend.impatient().thorough()));
                 return Ok(Step::Again);
             }
             Action::Optimize(id) => {
-                self.work = Work::Mend(Box::new(Mend::new(&self.repo, id, true).limited(self.bandwidth)));
+                let mend = Mend::new(&self.repo, id, true).limited(self.bandwidth);
+                self.work = Work::Mend(Box::new(mend.impatient()));
                 return Ok(Step::Again);
             }
             Action::Merge(id) => {
@@ -118,7 +119,11 @@ impl FixJob {
     }
 
     fn object(&self, id: VolumeId) -> Result<()> {
-        let opened = self.repo.driver.open_volume(id, Access::Write)?;
+        let opened = match self.repo.driver.open_volume(id, Access::Write) {
+            // Somebody else removed it meanwhile.
+            Err(error) if error.kind() == ErrorKind::ImageBroken => return Ok(()),
+            opened => opened?,
+        };
         if without!("fix.reread.object") || self.repo.volume(id)?.is_none() {
             self.repo.driver.delete_volume(id, opened)?;
         }
@@ -146,8 +151,8 @@ impl FixJob {
     }
 }
 
-impl Job for FixJob {
-    fn step(&mut self, env: &Env<'_>) -> Result<Step> {
+impl FixJob {
+    fn work(&mut self, env: &Env<'_>) -> Result<Step> {
         match &mut self.work {
             Work::Mend(mend) => mend.step(env),
             Work::Merge(merge) => {
@@ -165,9 +170,17 @@ impl Job for FixJob {
                     self.tries += 1;
                     Ok(Step::Later(BUSY))
                 }
-                Err(error) if error.kind() == ErrorKind::ImageInUse => Err(self.explained(error)),
                 outcome => outcome,
             },
+        }
+    }
+}
+
+impl Job for FixJob {
+    fn step(&mut self, env: &Env<'_>) -> Result<Step> {
+        match self.work(env) {
+            Err(error) if error.kind() == ErrorKind::ImageInUse => Err(self.explained(error)),
+            outcome => outcome,
         }
     }
 

@@ -29,15 +29,19 @@ pub(crate) struct Mend {
     image: ImageId,
     /// Go on to the best representation.
     optimize: bool,
-    /// Part of another image's mending: whoever works on it is waited for.
-    patient: bool,
+    /// Part of another image's mending: it ends as soon as the image can be read, whoever completed it.
+    is_base: bool,
     lock: Option<Box<dyn Guard>>,
     filler: Option<Box<Filler>>,
     base: Option<Box<Mend>>,
     bandwidth: Option<u64>,
     /// A copy that was stored without its base, on purpose, is to be completed from elsewhere all the same.
     fetch_partial: bool,
+    /// How often it was busy, and how often that may be.
     busy: u32,
+    patience: u32,
+    /// The same for what it is built on.
+    base_patience: u32,
 }
 
 impl Mend {
@@ -46,13 +50,16 @@ impl Mend {
             repo: Arc::clone(repo),
             image,
             optimize,
-            patient: false,
+            is_base: false,
             lock: None,
             filler: None,
             base: None,
             bandwidth: None,
             fetch_partial: false,
             busy: 0,
+            patience: BUSY_LOOKS,
+            // Whoever works on that is waited for, as long as it takes.
+            base_patience: u32::MAX,
         }
     }
 
@@ -60,6 +67,13 @@ impl Mend {
     #[must_use]
     pub fn thorough(mut self) -> Self {
         self.fetch_partial = true;
+        self
+    }
+
+    /// For a fix, which somebody waits for: nobody is waited for long.
+    #[must_use]
+    pub fn impatient(mut self) -> Self {
+        self.base_patience = BUSY_LOOKS;
         self
     }
 
@@ -73,7 +87,8 @@ impl Mend {
     /// First completes what the image is built on.
     fn mend_base(&mut self, base: ImageId) -> Step {
         let mut mend = Self::new(&self.repo, base, false);
-        mend.patient = true;
+        mend.is_base = true;
+        (mend.patience, mend.base_patience) = (self.base_patience, self.base_patience);
         self.base = Some(Box::new(mend));
         // Nothing waits with a lock in its hands; what was seen under it is looked at again.
         self.lock = None;
@@ -82,15 +97,15 @@ impl Mend {
 
     fn look(&mut self, env: &Env<'_>) -> Result<Step> {
         let Some(image) = self.repo.image(self.image)? else { return Ok(Step::Done) };
-        if self.patient && image.state == State::Live && image.next.is_none() {
+        if self.is_base && image.state == State::Live && image.next.is_none() {
             // Complete by now, whoever did it.
             return Ok(Step::Done);
         }
         if self.lock.is_none() && !without!("mend.lock") {
             self.lock = self.repo.driver.lock_image(self.image)?;
             if self.lock.is_none() {
-                self.busy += 1;
-                if self.busy > BUSY_LOOKS && !self.patient {
+                self.busy = self.busy.saturating_add(1);
+                if self.busy > self.patience {
                     return Err(busy::busy(&self.repo, self.image));
                 }
                 return Ok(Step::Later(BUSY));
@@ -278,6 +293,8 @@ impl Job for Mend {
         }
         match &self.filler {
             Some(filler) => filler.failed(error),
+            // Whoever works on it says what becomes of that.
+            None if self.lock.is_none() && error.kind() == ErrorKind::ImageInUse => {}
             None => super::fill::persist_error(&self.repo, self.image, error),
         }
     }
