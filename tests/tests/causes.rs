@@ -2,7 +2,7 @@
 //! another host runs this fix alone.
 //!
 //! [`CAUSES`] has the actions of the fix documents (`crates/core/src/fix/document.rs`), and for each all causes that the
-//! check can see in the records; `causes/cause.rs` tells them apart, from what is stored, not by asking the engine. The
+//! check can see in the records; [`cause`] tells them apart, from what is stored, not by asking the engine. The
 //! operations of `causes/making.rs` and `causes/changing.rs` lose power after every single step, and whatever is listed
 //! then has a cause in the table: a fix that has none fails the test, and so does a cause that no interruption led to.
 //! That no action is missing is read from the source of the documents. A sweep has causes that only files have:
@@ -50,80 +50,10 @@ use std::time::Instant;
 use vdsmstore_core::options::{CopyOptions, CreateOptions, RemoveOptions, ResizeOptions};
 use vdsmstore_core::{ErrorKind, Fix, Status, Store};
 
-use cause::{action, cause};
+use cause::{CAUSES, action, cause};
 use judge::{Finding, check};
 use operation::Operation;
 use scene::{Crash, Scene, Storage, crash, pattern};
-
-/// Action and cause.
-const CAUSES: &[(&str, &str)] = &[
-    ("mend", "create, announced"),
-    ("mend", "create, begun"),
-    ("mend", "clone, announced"),
-    ("mend", "clone, begun"),
-    ("mend", "copy, announced"),
-    ("mend", "copy, begun"),
-    ("mend", "copy, with progress"),
-    ("mend", "diff, announced, its base to be frozen"),
-    ("mend", "diff, announced on its base"),
-    ("mend", "diff, begun"),
-    ("mend", "diff, with progress"),
-    ("mend", "import, announced"),
-    ("mend", "import, begun"),
-    ("mend", "import, with progress"),
-    ("mend", "filled, and not live yet"),
-    ("mend", "a snapshot that a disk is to be frozen as"),
-    ("mend", "a snapshot of a disk that was removed since"),
-    ("mend", "frozen, the snapshot is pending"),
-    ("mend", "frozen, the snapshot is live"),
-    ("mend", "replace, announced"),
-    ("mend", "replace, begun"),
-    ("mend", "replace, with progress"),
-    ("mend", "the next volume is ready"),
-    ("mend", "its data object was lost; a snapshot elsewhere"),
-    ("mend", "fetched anew, announced"),
-    ("mend", "fetched anew, begun"),
-    ("mend", "fetched anew, with progress"),
-    ("mend", "a partial copy without its base; the whole elsewhere"),
-    ("mend", "a partial copy whose base came"),
-    ("mend", "its base moved to another volume"),
-    ("optimize", "a disk that is to have a volume of its own"),
-    ("optimize", "a snapshot that is to have a volume of its own"),
-    ("optimize", "a chain of more than 64 volumes"),
-    ("merge", "a hidden base with one child"),
-    ("merge", "a removed image with one child"),
-    ("merge", "down, absorbed"),
-    ("merge", "up, begun"),
-    ("merge", "a line of removed images"),
-    ("merge", "down, a line, some of it absorbed"),
-    ("merge", "down, a line, all of it absorbed"),
-    ("merge", "up, a line, begun"),
-    ("clean-image", "announced, its volume was lost"),
-    ("clean-image", "a snapshot whose call never returned"),
-    ("clean-image", "removed before it was complete"),
-    ("clean-image", "removed, nothing is built on it"),
-    ("clean-image", "a hidden base, nothing is built on it"),
-    ("clean-image", "flagged to be buried"),
-    ("clean-image", "flagged to be buried, something is built on it"),
-    ("clean-image", "merged away"),
-    ("clean-volume", "announced, and its image never came"),
-    ("clean-volume", "its image does not want it any more"),
-    ("clean-volume", "its image is on another volume, or gone"),
-    ("clean-volume", "a former host may still write it"),
-    ("clean-volume", "doomed"),
-    ("clean-volume", "doomed, its object is gone"),
-    ("clean-object", "its record was lost"),
-    ("clean-child", "announced, and the volume never came"),
-    ("clean-child", "the volume is built on another image now"),
-    ("clean-holder", "announced, and neither came"),
-    ("clean-holder", "announced, and the image never came"),
-    ("clean-holder", "the image is on another volume now"),
-    ("clean-blob", "stored, and the image never came"),
-    ("clean-blob", "the image does not name it any more"),
-    ("clean-progress", "the image was removed"),
-    ("clean-progress", "the image is complete"),
-    ("sweep", "the registration of a dead store"),
-];
 
 /// Where a cause was met.
 #[derive(Default)]

@@ -11,7 +11,7 @@ use crate::graph::chain::{Chain, Resolved, resolve};
 use crate::graph::look::{Everything, Now, View, each, each_quickly};
 use crate::graph::merge;
 use crate::graph::search::elsewhere;
-use crate::graph::{lease, mirror, switch};
+use crate::graph::{in_place, lease, mirror, switch};
 use crate::id::{BlobId, ImageId, VolumeId};
 use crate::record::{ImageRecord, Kind, State, VolumeState};
 use crate::repo::Repo;
@@ -213,7 +213,9 @@ impl<V: View> Judge<'_, V> {
                 if waits { Ok(None) } else { fetch() }
             }
             Resolved::Whole(chain) => {
-                if !self.is_mirrored(&chain)? {
+                // A header that another host may still write is not corrected: the image gets another volume.
+                let corrects = || in_place::is_doubtful(self.repo, &chain.top().volume).map(|doubt| !doubt);
+                if !self.is_mirrored(&chain)? && corrects()? {
                     return Ok(Some(Action::Mend(id)));
                 }
                 Ok((chain.status(self.repo)? == Status::Degraded).then_some(Action::Optimize(id)))

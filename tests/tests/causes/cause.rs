@@ -6,6 +6,77 @@ use vdsmstore_core::Fix;
 use crate::raw::{Raw, base_of, text};
 use crate::scene::Storage;
 
+/// Action and cause.
+pub const CAUSES: &[(&str, &str)] = &[
+    ("mend", "create, announced"),
+    ("mend", "create, begun"),
+    ("mend", "clone, announced"),
+    ("mend", "clone, begun"),
+    ("mend", "copy, announced"),
+    ("mend", "copy, begun"),
+    ("mend", "copy, with progress"),
+    ("mend", "diff, announced, its base to be frozen"),
+    ("mend", "diff, announced on its base"),
+    ("mend", "diff, begun"),
+    ("mend", "diff, with progress"),
+    ("mend", "import, announced"),
+    ("mend", "import, begun"),
+    ("mend", "import, with progress"),
+    ("mend", "filled, and not live yet"),
+    ("mend", "a snapshot that a disk is to be frozen as"),
+    ("mend", "a snapshot of a disk that was removed since"),
+    ("mend", "frozen, the snapshot is pending"),
+    ("mend", "frozen, the snapshot is live"),
+    ("mend", "replace, announced"),
+    ("mend", "replace, begun"),
+    ("mend", "replace, with progress"),
+    ("mend", "the next volume is ready"),
+    ("mend", "its data object was lost; a snapshot elsewhere"),
+    ("mend", "fetched anew, announced"),
+    ("mend", "fetched anew, begun"),
+    ("mend", "fetched anew, with progress"),
+    ("mend", "a partial copy without its base; the whole elsewhere"),
+    ("mend", "a partial copy whose base came"),
+    ("mend", "its base moved to another volume"),
+    ("optimize", "a disk that is to have a volume of its own"),
+    ("optimize", "a snapshot that is to have a volume of its own"),
+    ("optimize", "a chain of more than 64 volumes"),
+    ("optimize", "a former host may still write it"),
+    ("merge", "a hidden base with one child"),
+    ("merge", "a removed image with one child"),
+    ("merge", "down, absorbed"),
+    ("merge", "up, begun"),
+    ("merge", "a line of removed images"),
+    ("merge", "down, a line, some of it absorbed"),
+    ("merge", "down, a line, all of it absorbed"),
+    ("merge", "up, a line, begun"),
+    ("clean-image", "announced, its volume was lost"),
+    ("clean-image", "a snapshot whose call never returned"),
+    ("clean-image", "removed before it was complete"),
+    ("clean-image", "removed, nothing is built on it"),
+    ("clean-image", "a hidden base, nothing is built on it"),
+    ("clean-image", "flagged to be buried"),
+    ("clean-image", "flagged to be buried, something is built on it"),
+    ("clean-image", "merged away"),
+    ("clean-volume", "announced, and its image never came"),
+    ("clean-volume", "its image does not want it any more"),
+    ("clean-volume", "its image is on another volume, or gone"),
+    ("clean-volume", "a former host may still write it"),
+    ("clean-volume", "doomed"),
+    ("clean-volume", "doomed, its object is gone"),
+    ("clean-object", "its record was lost"),
+    ("clean-child", "announced, and the volume never came"),
+    ("clean-child", "the volume is built on another image now"),
+    ("clean-holder", "announced, and neither came"),
+    ("clean-holder", "announced, and the image never came"),
+    ("clean-holder", "the image is on another volume now"),
+    ("clean-blob", "stored, and the image never came"),
+    ("clean-blob", "the image does not name it any more"),
+    ("clean-progress", "the image was removed"),
+    ("clean-progress", "the image is complete"),
+    ("sweep", "the registration of a dead store"),
+];
+
 /// The action of a fix, as its document names it.
 pub fn action(fix: &Fix) -> &str {
     fix.data["action"].as_str().unwrap()
@@ -156,6 +227,9 @@ fn optimize(id: &str, raw: &Raw) -> &'static str {
         ("disk", "performance") => "a disk that is to have a volume of its own",
         ("snapshot", "performance") => "a snapshot that is to have a volume of its own",
         (_, "space") if raw.depth(id) > 64 => "a chain of more than 64 volumes",
+        (_, "space") if raw.volume_of(id).is_some_and(|volume| volume["writer"].is_string()) => {
+            "a former host may still write it"
+        }
         other => panic!("degraded without a test: {other:?}"),
     }
 }
