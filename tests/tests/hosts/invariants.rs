@@ -82,7 +82,7 @@ impl Moment {
             }
             if let Some(named) = volume["mirror"].as_str().filter(|_| volume["state"] == "ready")
                 && !self.raw.held_by(id).is_empty()
-                && on.is_some()
+                && self.is_whole(base)
                 && !raw.volumes.contains_key(named)
             {
                 found.push(format!("I15: the header of volume {id} names {named}, which is not there"));
@@ -117,6 +117,20 @@ impl Moment {
                 }
             }
         }
+    }
+
+    /// Whether what is built on the image can be read.
+    fn is_whole(&self, image: &str) -> bool {
+        let mut next = Some(image);
+        for _ in 0..DEPTH {
+            let Some(image) = next else { return true };
+            let there = |image: &&Value| matches!(text(&image["state"]), "live" | "removed");
+            let image = self.raw.images.get(image).filter(there);
+            let volume = image.and_then(|image| self.raw.volumes.get(text(&image["volume"])));
+            let Some(volume) = volume.filter(|volume| volume["state"] == "ready") else { return false };
+            next = base_of(volume);
+        }
+        false
     }
 
     fn depth(&self, volume: &str) -> usize {
