@@ -499,3 +499,42 @@ fn every_fix_is_run_by_two_hosts() {
         assert!(whole.in_use > 0 && whole.both > 0, "{whole:?}");
     }
 }
+
+/// Where something was found once: each step.
+const KNOWN: [(&str, Storage, &str); 3] = [
+    // Who worked on what it is built on was waited for as long as he lived.
+    ("create on a snapshot of another repository", Storage::Clones, "clone, announced"),
+    // The object was removed after it was looked for.
+    (
+        "bring back a removed snapshot whose volume's record was lost",
+        Storage::Overlays,
+        "its record was lost",
+    ),
+    // A header that a dead host may still write was to be corrected for ever.
+    (
+        "give a snapshot a volume of its own",
+        Storage::Doubts,
+        "a snapshot that is to have a volume of its own",
+    ),
+];
+
+#[test]
+fn what_was_found_once() {
+    let outcomes = share(&KNOWN, |_, (name, storage, cause)| {
+        let mut operations = making::OPERATIONS.iter().chain(changing::OPERATIONS);
+        let operation = operations.find(|operation| operation.name == *name).unwrap();
+        let job = Job::new(operation, *storage, 1);
+        let (_, place) = job.causes(0).into_iter().find(|((_, found), _)| found == cause).unwrap().1;
+        let (scene, crash) = job.interrupted(place.cut, place.after, place.keep);
+        let case = Case { job: &job, place: &place, scene, returned: crash.returned, cause, seed: 1 };
+        let (_, steps) = case.steps().unwrap();
+        let mut counts = Counts::default();
+        for step in 1..=steps {
+            case.both(How::Held(step), &mut counts);
+            case.both(How::Dies(step), &mut counts);
+        }
+        println!("{name}, {cause}: {counts:?}");
+        counts
+    });
+    assert!(outcomes.iter().all(|counts| counts.both > 0 && counts.in_use > 0), "{outcomes:?}");
+}
