@@ -103,6 +103,8 @@ pub(crate) fn take(repo: &Repo, id: ImageId, mode: OpenMode) -> Result<OpenChain
         if now.volume != volume && !without!("lease.compare.volume")
             || !now.freeze.is_empty() && !without!("lease.compare.freeze")
             || now.state != State::Live && !without!("lease.compare.state")
+            // Should the locks have been a lie: another host may have taken it since.
+            || now.open != image.open && !without!("lease.compare.open")
         {
             return Err(in_use(repo, id, "another operation on it is under way"));
         }
