@@ -150,8 +150,9 @@ pub(crate) fn intend(repo: &Repo, new: &NewImage<'_>, volume: NewVolume) -> Resu
     intended
 }
 
-/// Should the lock have been a lie: the announcement is made once more, and then the volume must not be flagged.
-fn look_at_volume(repo: &Repo, volume: VolumeId, holder: ImageId) -> Result<()> {
+/// Before a volume has its first holder's marker, no lock keeps a deleter from taking it for garbage; and the lock may have
+/// been a lie. So once the image points at it, the announcement is made once more, and then the volume must not be flagged.
+pub(crate) fn look_at_volume(repo: &Repo, volume: VolumeId, holder: ImageId) -> Result<()> {
     if !without!("add.marker.again") {
         repo.driver.mark(Marker::Holder(volume, holder))?;
     }

@@ -5,7 +5,7 @@ use vdsmstore_io::without;
 
 use crate::id::ImageId;
 use crate::options::Strategy;
-use crate::record::{Fill, How, ImageRecord, Kind, State, VolumeFormat};
+use crate::record::{Fill, How, ImageRecord, Kind, State, VolumeFormat, VolumeRecord};
 use crate::repo::{Change, Repo};
 use crate::repository::{Access, Marker};
 use crate::{Result, Status};
@@ -46,7 +46,24 @@ pub(crate) fn begin(repo: &Repo, whole: &Chain) -> Result<bool> {
         add::withdraw_volume(repo, &next, image.id());
         return Err(announced.err().unwrap_or_else(|| repo.image_not_found(image.id())));
     }
+    look(repo, &next, image.id())?;
     Ok(true)
+}
+
+/// Once the image points at its next volume: if that was taken for garbage before, the image lets go of it.
+fn look(repo: &Repo, next: &VolumeRecord, image: ImageId) -> Result<()> {
+    let looked = add::look_at_volume(repo, next.id(), image);
+    if looked.is_err() {
+        repo.update_image(image, |now| {
+            if now.next != Some(next.id()) {
+                return Ok(Change::Keep);
+            }
+            now.next = None;
+            Ok(Change::Put)
+        })?;
+        add::withdraw_volume(repo, next, image);
+    }
+    looked
 }
 
 /// Announces a new volume for a live snapshot that cannot be read here, filled from where it can. The caller holds its
@@ -58,6 +75,7 @@ pub(crate) fn refill(repo: &Repo, present: &ImageRecord, volume: add::NewVolume)
         add::withdraw_volume(repo, &next, present.id());
         return Err(in_use(repo, present.id(), "it changed meanwhile"));
     }
+    look(repo, &next, present.id())?;
     Ok(record)
 }
 

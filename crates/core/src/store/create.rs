@@ -499,6 +499,17 @@ fn begin_again(
         add::withdraw_volume(repo, &new, id);
         return Ok(None);
     }
+    if add::look_at_volume(repo, new.id(), id).is_err() {
+        // It was taken for garbage before the image pointed at it: the image is what it was.
+        let (volume, user_data) = (removed.volume, removed.user_data);
+        let back =
+            ImageRecord { state: State::Removed, volume, next: removed.next, user_data, ..pending.clone() };
+        if repo.replace(&mut back.clone())? {
+            add::drop_user_data(repo, &pending);
+            add::withdraw_volume(repo, &new, id);
+        }
+        return Ok(None);
+    }
     add::drop_user_data(repo, removed);
     for old in [Some(removed.volume), removed.next].into_iter().flatten() {
         clean::volume(repo, old)?;

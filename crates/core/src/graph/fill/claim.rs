@@ -110,5 +110,20 @@ fn point(repo: &Repo, image: &ImageRecord, old: VolumeId, new: add::NewVolume) -
         add::withdraw_volume(repo, &new, image.id());
         return Err(moved.err().unwrap_or_else(|| add::displaced(repo, old)));
     }
+    if let Err(error) = add::look_at_volume(repo, new.id(), image.id()) {
+        // It was taken for garbage before the image pointed at it.
+        repo.update_image(image.id(), |now| {
+            if is_next && now.next == Some(new.id()) {
+                now.next = Some(old);
+            } else if !is_next && now.volume == new.id() {
+                now.volume = old;
+            } else {
+                return Ok(Change::Keep);
+            }
+            Ok(Change::Put)
+        })?;
+        add::withdraw_volume(repo, &new, image.id());
+        return Err(error);
+    }
     clean::volume(repo, old)
 }
