@@ -98,3 +98,17 @@ pub(crate) fn end(repo: &Repo, id: VolumeId) -> Result<()> {
     })
     .map(drop)
 }
+
+/// The same, where the header may name what the record does not say: whoever needs it writes it anew.
+pub(crate) fn end_in_doubt(repo: &Repo, id: VolumeId) -> Result<()> {
+    let me = repo.driver.host().incarnation;
+    repo.update_volume(id, |now| {
+        if is_needed(repo) && now.writer != Some(me) {
+            return Ok(Change::Keep);
+        }
+        now.writer = None;
+        now.mirror = None;
+        Ok(Change::Put)
+    })
+    .map(drop)
+}

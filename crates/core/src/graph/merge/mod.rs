@@ -64,6 +64,8 @@ pub(crate) struct Merge {
     limit: Limit,
     unflushed: u64,
     flushed_at: Instant,
+    /// The header of the upper volume may name what its record does not say yet.
+    renamed: bool,
     /// Given back in this order: bytes first.
     lower: Vec<OpenVolume>,
     upper: OpenVolume,
@@ -197,6 +199,7 @@ fn open(
         limit: Limit::new(None),
         unflushed: 0,
         flushed_at: machine::now(),
+        renamed: false,
         lower,
         upper,
         _order: order,
@@ -279,8 +282,13 @@ impl Merge {
         if without!("merge.flush.failed") || self.target.flush().is_ok() {
             let _ = self.persist(Some(error_text(error)));
         }
+        let target = self.line.target(self.direction).id();
         // Else others are kept away until this store has ended.
-        let _ = in_place::end(&self.repo, self.line.target(self.direction).id());
+        let _ = if self.renamed && !without!("merge.doubt") {
+            in_place::end_in_doubt(&self.repo, target)
+        } else {
+            in_place::end(&self.repo, target)
+        };
     }
 }
 

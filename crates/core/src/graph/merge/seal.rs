@@ -47,6 +47,7 @@ impl Merge {
             Some(backing) => mirror_of(repo, backing.image)?,
             None => None,
         };
+        self.renamed = true;
         mirror::write(&*self.upper.device, mirror)?;
         let sealed = repo.update_volume(c, |now| {
             if now.backing.as_ref().is_none_or(|backing| backing.image != t)
@@ -73,6 +74,7 @@ impl Merge {
             Ok(Change::Claim)
         })?;
         sealed.ok_or_else(|| moved(repo, t))?;
+        self.renamed = false;
         repo.driver.unmark(Marker::Child(t, c))
     }
 
