@@ -18,6 +18,8 @@
 #[allow(dead_code)]
 #[path = "causes/changing.rs"]
 mod changing;
+#[path = "hosts/displaced.rs"]
+mod displaced;
 #[path = "hosts/fencing.rs"]
 mod fencing;
 #[path = "hosts/invariants.rs"]
@@ -42,6 +44,8 @@ mod raw;
 #[allow(dead_code)]
 #[path = "causes/scene.rs"]
 mod scene;
+#[path = "hosts/writing.rs"]
+mod writing;
 
 /// The file that is imported: it stays as it is for the whole run.
 fn file_to_import() -> &'static str {

@@ -21,14 +21,15 @@ macro_rules! without {
 }
 
 #[cfg(feature = "sim")]
-pub use switches::{Switch, active, all, reached};
+pub use switches::{Switch, active, all, reached, take_out, watch, watched};
 
 #[cfg(feature = "sim")]
 mod switches {
+    use std::cell::RefCell;
     use std::collections::BTreeSet;
     use std::fmt::Write as _;
     use std::process::exit;
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
     use std::sync::{Mutex, OnceLock, PoisonError};
 
     /// The name of the switch that is on.
@@ -50,6 +51,14 @@ mod switches {
 
     static MODE: OnceLock<Mode> = OnceLock::new();
     static REACHED: AtomicU64 = AtomicU64::new(0);
+
+    thread_local! {
+        /// The switches to whose places this thread came, if it watches for them.
+        static WATCHED: RefCell<Option<BTreeSet<&'static str>>> = const { RefCell::new(None) };
+    }
+
+    /// What a test takes out, by its place in the table, counted from 1.
+    static TAKEN_OUT: AtomicUsize = AtomicUsize::new(0);
 
     /// One line of the table.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,8 +86,13 @@ mod switches {
         })
     }
 
-    /// Whether the switch is the one that `VDSMSTORE_MUTATION` names.
-    pub fn active(name: &str) -> bool {
+    /// Whether the switch is the one that `VDSMSTORE_MUTATION` names, or that a test took out.
+    pub fn active(name: &'static str) -> bool {
+        WATCHED.with_borrow_mut(|watched| watched.as_mut().map(|names| names.insert(name)));
+        let taken_out = TAKEN_OUT.load(Ordering::Relaxed);
+        if taken_out > 0 {
+            return table().get(taken_out - 1).is_some_and(|switch| switch.name == name);
+        }
         match MODE.get_or_init(choose) {
             Mode::Nothing => false,
             Mode::Without(chosen) => {
@@ -106,6 +120,27 @@ mod switches {
     /// How often the place of the switch that is on was reached in this process.
     pub fn reached() -> u64 {
         REACHED.load(Ordering::Relaxed)
+    }
+
+    fn table() -> &'static [Switch] {
+        static TABLE: OnceLock<Vec<Switch>> = OnceLock::new();
+        TABLE.get_or_init(|| all().collect())
+    }
+
+    /// Takes this one out from now on, instead of what the environment says; None: nothing more.
+    pub fn take_out(name: Option<&str>) {
+        let index = name.and_then(|name| table().iter().position(|switch| switch.name == name));
+        TAKEN_OUT.store(index.map_or(0, |index| index + 1), Ordering::Relaxed);
+    }
+
+    /// From now on this thread remembers to which places it comes, be the switches on or not.
+    pub fn watch() {
+        WATCHED.set(Some(BTreeSet::new()));
+    }
+
+    /// To which places it came since it was asked last.
+    pub fn watched() -> BTreeSet<&'static str> {
+        WATCHED.with_borrow_mut(|watched| watched.as_mut().map(std::mem::take).unwrap_or_default())
     }
 
     fn choose() -> Mode {

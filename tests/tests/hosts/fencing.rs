@@ -6,30 +6,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use vdsmstore_core::Store;
 use vdsmstore_core::id::Incarnation;
-use vdsmstore_core::repository::Liveness;
 use vdsmstore_io::device::sim::hosts::{self, Act, Turn, mix};
 
-use crate::judge::{self, Allowed, Model};
+use crate::displaced::{Displaced, WAYS, walk};
+use crate::judge;
 use crate::operation::Operation;
-use crate::scene::{CLUSTER, NAMES, Scene, Storage, pattern, read};
+use crate::scene::{Scene, Storage, pattern};
+use crate::writing::{self, Written, work};
 use crate::{file_to_import, long, operations};
-
-/// How a host is displaced.
-#[derive(Clone, Copy, Debug)]
-pub struct Displaced {
-    /// What is said of it.
-    said: Liveness,
-    /// What it has open fails; else its late writes of data arrive.
-    fenced: bool,
-}
-
-/// Certain death with data that still arrives is what no storage may say: "certain" means that it does not.
-const WAYS: &[Displaced] = &[
-    Displaced { said: Liveness::LikelyDead, fenced: false },
-    Displaced { said: Liveness::LikelyDead, fenced: true },
-    Displaced { said: Liveness::CertainlyDead, fenced: true },
-];
 
 /// What late hosts did.
 #[derive(Debug, Default)]
@@ -43,58 +29,13 @@ fn writes(scene: &Scene, host: Incarnation, act: Act) -> u64 {
     scene.worlds.iter().map(|world| world.power(host).count(act)).sum()
 }
 
-/// Runs the operation alone, and says how many steps it takes.
+/// How many steps the operation takes alone.
 fn steps(start: &Scene, operation: &'static Operation, seed: u64) -> u64 {
-    let scene = start.copy();
-    let (store, _) = hosts::alone(seed, || scene.join("first"));
     let count = Arc::new(AtomicU64::new(0));
     let counted = count.clone();
-    let work = move || {
-        (operation.run)(&store, &scene).unwrap();
-        store.close().unwrap();
-    };
-    hosts::run(
-        seed + 1,
-        vec![Box::new(work)],
-        Box::new(move |turn: &Turn<'_>| {
-            counted.store(turn.step(), Ordering::Relaxed);
-            0
-        }),
-    );
+    let run = |store: &Store, scene: &Scene| (operation.run)(store, scene).unwrap();
+    walk(&start.copy(), seed, run, move |turn, _| counted.store(turn.step(), Ordering::Relaxed));
     count.load(Ordering::Relaxed)
-}
-
-/// What the second host wrote: the disk and its new contents, one after the other.
-type Written = Vec<(usize, String, Vec<Vec<u8>>)>;
-
-/// Opens all disks for writing, writes half of what it wants to, lets the first host go on, and writes the rest.
-fn work(scene: &Scene, store: &vdsmstore_core::Store, thaw: &AtomicBool) -> Written {
-    let mut written = Written::new();
-    let mut open = Vec::new();
-    for repo in 0..2 {
-        for id in judge::disks(scene, repo) {
-            // In use, or broken: others judge that.
-            let Ok(mut data) = read(store, NAMES[repo], &id) else { continue };
-            let Ok(image) = store.open_image(NAMES[repo], &id, true) else { continue };
-            let mut states = Vec::new();
-            for cluster in [0, 3] {
-                data[cluster * CLUSTER + 7..][..CLUSTER].fill(0xb0 + cluster as u8);
-                states.push(data.clone());
-            }
-            image.write(7, &data[7..][..CLUSTER]).unwrap();
-            image.flush().unwrap();
-            open.push(image);
-            written.push((repo, id, states));
-        }
-    }
-    thaw.store(true, Ordering::Relaxed);
-    for (image, (_, _, states)) in open.iter().zip(&written) {
-        image.write(3 * CLUSTER as i64 + 7, &states[1][3 * CLUSTER + 7..][..CLUSTER]).unwrap();
-    }
-    for image in open {
-        image.close().unwrap();
-    }
-    written
 }
 
 fn freeze(
@@ -137,10 +78,7 @@ fn freeze(
         Box::new(move |turn: &Turn<'_>| {
             if turn.host == 0 && turn.step() == hold {
                 frozen = true;
-                for world in &scene.worlds {
-                    world.revoke(me, displaced.fenced);
-                    world.set_liveness(me, displaced.said);
-                }
+                displaced.displace(&scene, me);
                 *before.lock().unwrap() = (writes(&scene, me, Act::Write), writes(&scene, me, Act::Record));
             }
             if frozen && thaw.load(Ordering::Relaxed) {
@@ -156,7 +94,7 @@ fn freeze(
     late.records += writes(&scene, me, Act::Record) - before.1;
     let mut model = judge::model(&scene, &[(operation, returned.load(Ordering::Relaxed))]);
     for (repo, id, states) in written.lock().unwrap().drain(..) {
-        rewritten(&mut model, repo, &id, &states);
+        writing::rewritten(&mut model, repo, &id, &states);
     }
     hosts::alone(seed + 2, || {
         judge::hold(&scene, &begun, what);
@@ -166,25 +104,6 @@ fn freeze(
         judge::look(&scene, &store, &model, true, what);
         store.close().unwrap();
         judge::hold(&scene, &begun, what);
-    });
-}
-
-/// A disk went through these states; and what is made of it may hold any of them.
-fn rewritten(model: &mut Model, repo: usize, id: &str, states: &[Vec<u8>]) {
-    let last = states.last().cloned().into_iter().collect::<Vec<_>>();
-    for (key, allowed) in model.iter_mut() {
-        if *key == (repo, id.to_owned()) {
-            allowed.data.clone_from(&last);
-        } else if allowed.unfinished {
-            allowed.data.extend_from_slice(states);
-        }
-    }
-    model.entry((repo, id.to_owned())).or_insert(Allowed {
-        data: last,
-        absent: false,
-        gone: false,
-        unfinished: false,
-        lost: false,
     });
 }
 

@@ -99,8 +99,11 @@ impl Moment {
 
     /// What the header names is what the record says, but while somebody changes it.
     fn header(&self, id: &str, volume: &Value, found: &mut Vec<String>) {
-        let unsettled =
-            volume["state"] != "ready" || volume["format"] != "qcow2" || !volume["writer"].is_null();
+        // Of one that is built on something and does not say what it names, a check says that it is to be corrected.
+        let unsettled = volume["state"] != "ready"
+            || volume["format"] != "qcow2"
+            || !volume["writer"].is_null()
+            || volume["mirror"].is_null() && base_of(volume).is_some();
         let Some(bytes) = self.raw.objects.get(id).filter(|_| !unsettled) else { return };
         let device = SimDevice::new(SimStorage::new(0, 0), Power::new(), id.to_owned(), true);
         let first = &bytes[..bytes.len().min(1 << 16)];

@@ -52,7 +52,7 @@ pub fn model(scene: &Scene, operations: &[(&Operation, bool)]) -> Model {
 }
 
 /// What is longer is zeroes: a resize.
-fn same(found: &[u8], wanted: &[u8]) -> bool {
+pub fn same(found: &[u8], wanted: &[u8]) -> bool {
     let common = found.len().min(wanted.len());
     found[..common] == wanted[..common]
         && found[common..].iter().chain(&wanted[common..]).all(|byte| *byte == 0)
@@ -151,13 +151,28 @@ pub fn repair_politely(store: &Store, what: &str) {
 
 /// All fixes, until nothing is listed: a fixed point, and nothing is left over in it.
 pub fn recover(scene: &Scene, store: &Store, model: &Model, what: &str) {
+    fix_all(store, model, what);
+    let lost = model.values().any(|allowed| allowed.lost);
+    for repo in (0..2).filter(|_| !lost) {
+        scene.raw(repo).nothing_left_over(&format!("{what}: after all fixes, {}", NAMES[repo]));
+    }
+}
+
+/// All fixes, until nothing is listed but what nobody can complete.
+pub fn fix_all(store: &Store, model: &Model, what: &str) {
+    let lost = model.values().any(|allowed| allowed.lost);
     for round in 0.. {
         let mut clean = true;
         for repo in 0..2 {
             for each in check(store, repo) {
+                let outcome = fix(store, repo, &each);
+                // A copy of what is gone: only a person can say that it is not wanted any more.
+                if lost && outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::ImageNotFound) {
+                    continue;
+                }
                 clean = false;
                 assert!(round < 10, "{what}: round {round} still lists {each:?}");
-                match fix(store, repo, &each) {
+                match outcome {
                     Ok(()) => {}
                     // One before it changed what it is about.
                     Err(error) if error.kind() == ErrorKind::FixRefused => {}
@@ -168,10 +183,6 @@ pub fn recover(scene: &Scene, store: &Store, model: &Model, what: &str) {
         if clean {
             break;
         }
-    }
-    let lost = model.values().any(|allowed| allowed.lost);
-    for repo in (0..2).filter(|_| !lost) {
-        scene.raw(repo).nothing_left_over(&format!("{what}: after all fixes, {}", NAMES[repo]));
     }
 }
 
