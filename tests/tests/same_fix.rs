@@ -302,7 +302,8 @@ impl Case<'_> {
         let decide = self.decide(how, &scene, incarnations[0], ended.clone());
         hosts::run(self.seed, works.collect(), decide);
         let outcomes = std::mem::take(&mut *outcomes.lock().unwrap()).map(Option::unwrap);
-        let longest = ended.lock().unwrap().into_iter().max().unwrap();
+        let ended = *ended.lock().unwrap();
+        let longest = ended.into_iter().max().unwrap();
         assert!(longest < PATIENCE, "{what}: it took {longest:?}: {outcomes:?}");
         counts.longest = counts.longest.max(longest);
         counts.schedules += 1;
@@ -313,7 +314,9 @@ impl Case<'_> {
                 Ok(()) => counts.done += 1,
                 Err(error) if error.kind() == ErrorKind::FixRefused => counts.refused += 1,
                 Err(error) => {
-                    self.told(error, NAMES[1 - host], died, &what);
+                    // One that disconnects between the refusal and its being told is nobody any more.
+                    let gone = how == How::Turns && ended[1 - host] <= ended[host];
+                    self.told(error, NAMES[1 - host], died, gone, &what);
                     counts.in_use += 1;
                 }
             }
@@ -355,11 +358,11 @@ impl Case<'_> {
     }
 
     /// It is in use, and the other host is named.
-    fn told(&self, error: &Error, other: &str, died: bool, what: &str) {
+    fn told(&self, error: &Error, other: &str, died: bool, gone: bool, what: &str) {
         assert_eq!(error.kind(), ErrorKind::ImageInUse, "{what}: {error:?}");
         assert!(!died || self.job.storage == Storage::Doubts, "{what}: in use by a dead host: {error:?}");
         assert!(
-            died || error.details().get("host").is_some_and(|host| host == other),
+            died || gone || error.details().get("host").is_some_and(|host| host == other),
             "{what}: {other} is not named: {error:?}"
         );
     }
