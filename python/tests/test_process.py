@@ -290,3 +290,9 @@ def test_configure(tmp_path: Path) -> None:
         """,
     )
     assert out == "refused\ntoo late\n"
+
+
+@pytest.mark.parametrize("memory", ["much", -1, 1 << 70, 1.5])
+def test_memory_is_a_number(memory: int) -> None:
+    with pytest.raises(vdsmstore.InvalidParameter):
+        vdsmstore.Store(memory=memory)
