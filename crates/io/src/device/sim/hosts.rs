@@ -133,8 +133,46 @@ struct Me {
     run: Run,
     host: usize,
     chance: u64,
-    /// How far its clock is ahead.
-    skew: Duration,
+    clock: Clock,
+}
+
+/// A clock that is not that of others: ahead, too fast or too slow, and after some pauses it jumps, as that of a machine
+/// that was suspended.
+struct Clock {
+    ahead: Duration,
+    /// Percent of virtual time.
+    pace: u32,
+    /// Chance of its own: that it jumps changes nothing else.
+    chance: u64,
+}
+
+/// One pause of so many ends with a jump.
+const JUMPS: u64 = 50;
+
+impl Clock {
+    fn new(chance: u64) -> Self {
+        let pace = 50 + (mix(chance ^ 1) % 151) as u32;
+        Self { ahead: Duration::from_hours(mix(chance) % 1000), pace, chance }
+    }
+
+    fn exact() -> Self {
+        Self { ahead: Duration::ZERO, pace: 100, chance: 0 }
+    }
+
+    fn shows(&self, now: Duration) -> Duration {
+        self.ahead + now * self.pace / 100
+    }
+
+    /// The virtual time in which it goes on by that, and whether it jumps then.
+    fn pause(&mut self, duration: Duration) -> Duration {
+        if self.chance > 0 {
+            self.chance = mix(self.chance);
+            if self.chance.is_multiple_of(JUMPS) {
+                self.ahead += Duration::from_secs(mix(self.chance) % 100_000);
+            }
+        }
+        duration * 100 / self.pace
+    }
 }
 
 thread_local! {
@@ -157,8 +195,7 @@ pub fn run<T: Send + 'static>(seed: u64, works: Vec<Work<T>>, decide: Decide) ->
                 run.wait(host, run.state());
                 let _ending = Ending(run.clone(), host);
                 let chance = mix(seed ^ mix(host as u64 + 1));
-                let skew = Duration::from_hours(mix(chance) % 1000);
-                ME.set(Some(Me { run, host, chance, skew }));
+                ME.set(Some(Me { run, host, chance, clock: Clock::new(mix(chance)) }));
                 work()
             })
         })
@@ -172,7 +209,7 @@ pub fn alone<T>(seed: u64, work: impl FnOnce() -> T) -> T {
     let state =
         State { turn: 0, steps: vec![0], ended: vec![false], now: Duration::ZERO, decide: Box::new(|_| 0) };
     let run = Run(Arc::new((Mutex::new(state), Condvar::new())));
-    let before = ME.replace(Some(Me { run, host: 0, chance: mix(seed), skew: Duration::ZERO }));
+    let before = ME.replace(Some(Me { run, host: 0, chance: mix(seed), clock: Clock::exact() }));
     let outcome = catch_unwind(AssertUnwindSafe(work));
     ME.set(before);
     outcome.unwrap_or_else(|panic| resume_unwind(panic))
@@ -190,10 +227,11 @@ pub fn at(act: Act) {
     pass(act, Duration::ZERO);
 }
 
-/// Lets virtual time pass, and others work. False: this is no simulated host.
+/// Lets so much time pass by the clock of this host, and others work. False: this is no simulated host.
 pub fn pause(duration: Duration) -> bool {
-    pass(Act::Pause, duration);
-    is_host()
+    let pause = ME.with_borrow_mut(|me| me.as_mut().map(|me| me.clock.pause(duration)));
+    pass(Act::Pause, pause.unwrap_or_default());
+    pause.is_some()
 }
 
 /// Whether this thread is a simulated host.
@@ -203,8 +241,7 @@ pub fn is_host() -> bool {
 
 /// Virtual time by the clock of the simulated host that this thread is.
 pub fn now() -> Option<Duration> {
-    let me = ME.with_borrow(|me| me.as_ref().map(|me| (me.run.clone(), me.skew)));
-    me.map(|(run, skew)| run.state().now + skew)
+    ME.with_borrow(|me| me.as_ref().map(|me| me.clock.shows(me.run.state().now)))
 }
 
 /// Chance, as the seed has it for the simulated host that this thread is.
