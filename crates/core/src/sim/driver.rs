@@ -306,10 +306,8 @@ impl Driver for SimDriver {
         if read == Read::Fresh && !without!("driver.flush.fresh") {
             state.sync(Name::Record(key));
         }
-        Ok(match state.visible(Name::Record(key)) {
-            Some(Node::Record { generation, bytes: Some(bytes) }) => {
-                Some(Versioned { bytes: bytes.clone(), generation: *generation })
-            }
+        Ok(match state.record(self.me(), key, read) {
+            Some(Node::Record { generation, bytes: Some(bytes) }) => Some(Versioned { bytes, generation }),
             _ => None,
         })
     }
@@ -329,21 +327,20 @@ impl Driver for SimDriver {
     }
 
     fn list(&self, kind: RecordKind, shard: u16) -> Result<Vec<(Uuid, Generation)>> {
-        let state = self.enter()?;
-        let pick = |(name, node): (Name, &Node)| match (kind, name, node) {
-            (
-                RecordKind::Image,
-                Name::Record(RecordKey::Image(ImageId(id))),
-                Node::Record { generation, .. },
-            )
-            | (
-                RecordKind::Volume,
-                Name::Record(RecordKey::Volume(VolumeId(id))),
-                Node::Record { generation, .. },
-            ) => (shard_of(id) == shard).then_some((id, *generation)),
+        let mut state = self.enter()?;
+        let pick = |(name, _): (Name, &Node)| match (kind, name) {
+            (RecordKind::Image, Name::Record(key @ RecordKey::Image(ImageId(id))))
+            | (RecordKind::Volume, Name::Record(key @ RecordKey::Volume(VolumeId(id)))) => {
+                (shard_of(id) == shard).then_some((id, key))
+            }
             _ => None,
         };
-        Ok(state.names().filter_map(pick).collect())
+        let keys: Vec<_> = state.names().filter_map(pick).collect();
+        let found = keys.into_iter().filter_map(|(id, key)| {
+            let node = state.record(self.me(), key, Read::Relaxed);
+            if let Some(Node::Record { generation, .. }) = node { Some((id, generation)) } else { None }
+        });
+        Ok(found.collect())
     }
 
     fn mark(&self, marker: Marker) -> Result<()> {

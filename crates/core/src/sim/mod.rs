@@ -147,6 +147,17 @@ impl SimWorld {
         self.0.state().unknown.is_some()
     }
 
+    /// From now on, relaxed reads and lists of scheduled hosts may return what was there before another host changed it
+    /// lately; by chance, which this number begins. None: no more.
+    pub fn set_stale(&self, chance: Option<u64>) {
+        self.0.state().set_stale(chance);
+    }
+
+    /// How many did.
+    pub fn stale_reads(&self) -> u64 {
+        self.0.state().stale_reads()
+    }
+
     /// What QEMU processes do with a volume from now on.
     pub fn set_qemu(&self, volume: VolumeId, qemu: QemuUse) {
         self.0.state().qemu.insert(volume, qemu);
@@ -183,6 +194,14 @@ impl SimWorld {
     pub fn bytes(&self, volume: VolumeId) -> Option<Vec<u8>> {
         match self.0.state().visible(Name::Object(volume)) {
             Some(Node::Object(storage)) => Some(storage.bytes()),
+            _ => None,
+        }
+    }
+
+    /// The bytes of a data object that would survive if all hosts lost power.
+    pub fn durable_bytes(&self, volume: VolumeId) -> Option<Vec<u8>> {
+        match self.0.state().visible(Name::Object(volume)) {
+            Some(Node::Object(storage)) => Some(storage.after_cut(&mut |_| false).bytes()),
             _ => None,
         }
     }

@@ -6,11 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
+use vdsmstore_io::device::sim::hosts::{self, mix};
 use vdsmstore_io::device::sim::{Power, SimDevice, SimStorage};
 use vdsmstore_io::{Device as _, DeviceId};
 
 use crate::id::{BlobId, ImageId, Incarnation, VolumeId};
-use crate::repository::{Access, Generation, HostIdentity, HostRecord, Liveness, Marker, QemuUse, RecordKey};
+use crate::repository::{
+    Access, Generation, HostIdentity, HostRecord, Liveness, Marker, QemuUse, Read, RecordKey,
+};
 
 /// Everything that has a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -92,6 +95,30 @@ struct Lock {
     fence: Arc<AtomicBool>,
 }
 
+/// What a relaxed read may still return: changes that others made since are at most so many, in the whole repository.
+const RECENT: u64 = 32;
+
+/// What was visible of a record before its last change.
+#[derive(Clone, Debug)]
+struct Former {
+    node: Option<Node>,
+    /// Who changed it, and as the how many-th change of all.
+    by: Incarnation,
+    at: u64,
+}
+
+/// Relaxed reads that return what was there before.
+#[derive(Clone, Debug, Default)]
+struct Stale {
+    /// Says whether the next one does; None: never.
+    chance: Option<u64>,
+    changes: u64,
+    former: BTreeMap<RecordKey, Former>,
+    /// The generations that a host knows of: it sees none that is older.
+    known: BTreeMap<(Incarnation, RecordKey), Generation>,
+    happened: u64,
+}
+
 /// What becomes of a put whose outcome the storage does not tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unknown {
@@ -135,8 +162,13 @@ pub(super) struct State {
     pub(super) unknown: Option<(u64, Unknown)>,
     /// Writes that reached bytes that were somebody else's.
     pub(super) trespasses: Vec<String>,
+    stale: Stale,
     /// For lock tokens and objects.
     counter: u64,
+}
+
+fn generation(node: Option<&Node>) -> Generation {
+    if let Some(Node::Record { generation, .. }) = node { *generation } else { 0 }
 }
 
 impl State {
@@ -161,8 +193,50 @@ impl State {
 
     /// Everybody sees it from now on; durable it is not.
     pub(super) fn change(&mut self, by: Incarnation, name: Name, node: Option<Node>) {
+        if let (Name::Record(key), Some(_)) = (name, self.stale.chance) {
+            let former = self.visible(name).cloned();
+            self.stale.changes += 1;
+            self.stale.former.insert(key, Former { node: former, by, at: self.stale.changes });
+            self.stale.known.insert((by, key), generation(node.as_ref()));
+        }
         self.slots.entry(name).or_default().pending.push((by, node));
         self.dirty.insert(name);
+    }
+
+    /// From now on relaxed reads and lists of scheduled hosts may miss what others changed lately; None: no more.
+    pub(super) fn set_stale(&mut self, chance: Option<u64>) {
+        self.stale = Stale { chance, happened: self.stale.happened, ..Stale::default() };
+    }
+
+    /// How many did.
+    pub(super) fn stale_reads(&self) -> u64 {
+        self.stale.happened
+    }
+
+    /// The record as that host sees it.
+    pub(super) fn record(&mut self, by: Incarnation, key: RecordKey, read: Read) -> Option<Node> {
+        if read == Read::Relaxed && self.misses(by, key) {
+            self.stale.happened += 1;
+            return self.stale.former.get(&key)?.node.clone();
+        }
+        let node = self.visible(Name::Record(key)).cloned();
+        if self.stale.chance.is_some() {
+            self.stale.known.insert((by, key), generation(node.as_ref()));
+        }
+        node
+    }
+
+    /// Whether the host has not noticed yet that another one changed the record.
+    fn misses(&mut self, by: Incarnation, key: RecordKey) -> bool {
+        let Some(chance) = self.stale.chance.filter(|_| hosts::is_host()).map(mix) else { return false };
+        self.stale.chance = Some(chance);
+        let known = self.stale.known.get(&(by, key)).copied().unwrap_or(0);
+        self.stale.former.get(&key).is_some_and(|former| {
+            former.by != by
+                && self.stale.changes - former.at < RECENT
+                && generation(former.node.as_ref()) >= known
+                && chance.is_multiple_of(2)
+        })
     }
 
     /// What is visible under the name becomes durable.
@@ -351,6 +425,7 @@ impl State {
             qemu: self.qemu.clone(),
             unknown: self.unknown,
             trespasses: self.trespasses.clone(),
+            stale: Stale::default(),
             counter: self.counter,
         }
     }
