@@ -14,7 +14,7 @@ use crate::id::{ImageId, Token};
 use crate::job::{Env, Step};
 use crate::record::{Fill, How, ImageRecord, Progress, Source, State, VolumeRecord, VolumeState};
 use crate::repo::{Change, Repo};
-use crate::repository::{Access, OpenVolume};
+use crate::repository::{Access, Liveness, OpenVolume};
 use crate::{Error, Result, machine};
 
 use super::{add, chain};
@@ -133,6 +133,8 @@ impl Filler {
             Self { repo: Arc::clone(repo), image: image.id(), volume, stage: stage.to_owned(), opened, copy };
         if let Some(copy) = &filler.copy {
             env.task.set_stage(stage, copy.position, copy.size);
+            // Who was displaced while it began would write over what its successor says.
+            filler.look()?;
             filler.persist(copy, None)?;
         } else {
             env.task.set_stage(stage, 0, 0);
@@ -207,11 +209,11 @@ impl Filler {
         copy.watermark = copy.position;
         copy.unflushed = 0;
         copy.flushed_at = machine::now();
+        copy.source.ensure_same()?;
         // A watermark of a host that lost the volume would lie about its successor's bytes.
         if !without!("fill.look.watermark") {
             self.look()?;
         }
-        copy.source.ensure_same()?;
         copy.looked_at = machine::now();
         env.task.set_done(copy.position);
         self.persist(copy, None)
@@ -277,6 +279,8 @@ impl Filler {
     fn standing(&self) -> Result<VolumeState> {
         let id = self.volume.id();
         let displaced = || add::displaced(&self.repo, id);
+        let volume = self.repo.volume(id)?.ok_or_else(displaced)?;
+        // Last: who takes over without proof leaves the volume as it is, and moves the image.
         let image = self.repo.image(self.image)?.ok_or_else(displaced)?;
         let wanted = match image.state {
             _ if without!("fill.compare.wanted") => true,
@@ -284,7 +288,6 @@ impl Filler {
             State::Live | State::Removed => image.next == Some(id),
             State::Absorbed => false,
         };
-        let volume = self.repo.volume(id)?.ok_or_else(displaced)?;
         let ours = (self.repo.owns(&volume.header) || without!("fill.compare.owner"))
             && (volume.header.epoch == self.volume.header.epoch || without!("fill.compare.epoch"));
         if wanted && ours { Ok(volume.state) } else { Err(displaced()) }
@@ -368,13 +371,21 @@ fn copying(
 /// Persists why the work on an image could not even begin, if there is work left on it.
 pub(crate) fn persist_error(repo: &Repo, id: ImageId, error: &Error) {
     let persisted = (|| -> Result<()> {
-        let Some(image) = repo.image(id)? else { return Ok(()) };
+        let unfinished = |image: &ImageRecord| image.state == State::Pending || image.next.is_some();
+        let Some(image) = repo.image(id)?.filter(unfinished) else { return Ok(()) };
         let volume_id = image.next.unwrap_or(image.volume);
         let Some(volume) = repo.volume(volume_id)? else { return Ok(()) };
         let host = repo.driver.host();
         let former = repo
             .progress(id)?
             .filter(|former| former.volume == volume_id && former.epoch == volume.header.epoch);
+        // Who works on it by now says what becomes of it.
+        if let Some(former) = former.as_ref().filter(|former| former.error.is_none())
+            && former.incarnation != host.incarnation
+            && repo.driver.liveness(former.incarnation)? == Liveness::Alive
+        {
+            return Ok(());
+        }
         let progress = Progress {
             volume: volume_id,
             epoch: volume.header.epoch,

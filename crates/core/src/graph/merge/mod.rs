@@ -258,8 +258,10 @@ impl Merge {
         Ok(Step::Again)
     }
 
-    /// All below the position is durable.
+    /// Says that all below the position is durable; fails if the image is not this merge's any more, so that nothing is written
+    /// over what its successor says.
     fn persist(&self, error: Option<String>) -> Result<()> {
+        ensure_owned(&self.repo, &self.line)?;
         let host = self.repo.driver.host();
         let target = self.line.target(self.direction);
         let progress = Progress {
