@@ -18,6 +18,8 @@
 #[allow(dead_code)]
 #[path = "causes/changing.rs"]
 mod changing;
+#[path = "hosts/costs.rs"]
+mod costs;
 #[path = "hosts/displaced.rs"]
 mod displaced;
 #[path = "hosts/fencing.rs"]
@@ -46,6 +48,9 @@ mod raw;
 mod scene;
 #[path = "hosts/writing.rs"]
 mod writing;
+
+#[path = "hosts/watermarks.rs"]
+mod watermarks;
 
 /// The file that is imported: it stays as it is for the whole run.
 fn file_to_import() -> &'static str {

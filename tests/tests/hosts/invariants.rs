@@ -2,12 +2,15 @@
 //! where it happens: I1 to I3 by the model, I18 by running all fixes.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde_json::Value;
+use uuid::Uuid;
+use vdsmstore_core::id::VolumeId;
 use vdsmstore_core::repository::RecordKey;
 use vdsmstore_core::sim::SimWorld;
 use vdsmstore_io::device::sim::{Power, SimDevice, SimStorage};
-use vdsmstore_io::{Device, qcow2};
+use vdsmstore_io::{Device, Format, Image, Layer, qcow2};
 
 use crate::raw::{Raw, base_of, text};
 
@@ -20,11 +23,20 @@ pub struct Moment {
     pub raw: Raw,
     pub generations: BTreeMap<RecordKey, u64>,
     pub trespasses: Vec<String>,
+    /// Of the volumes that progress names.
+    pub durable: BTreeMap<String, Vec<u8>>,
 }
 
 impl Moment {
     pub fn new(raw: Raw, world: &SimWorld) -> Moment {
-        Moment { raw, generations: world.generations().into_iter().collect(), trespasses: world.trespasses() }
+        let named = raw.progress.values().filter_map(|progress| progress["volume"].as_str());
+        let durable = named.filter_map(|id| {
+            let bytes = world.durable_bytes(VolumeId(Uuid::parse_str(id).ok()?))?;
+            Some((id.to_owned(), bytes))
+        });
+        let durable = durable.collect();
+        let (generations, trespasses) = (world.generations().into_iter().collect(), world.trespasses());
+        Moment { raw, generations, trespasses, durable }
     }
 
     /// Every invariant that does not hold, with its number. `before`: an earlier moment.
@@ -32,6 +44,7 @@ impl Moment {
         let mut found = Vec::new();
         self.images(&mut found);
         self.volumes(&mut found);
+        self.watermarks(&mut found);
         if let Some(before) = before {
             self.since(before, &mut found);
         }
@@ -93,6 +106,45 @@ impl Moment {
         for id in raw.objects.keys().filter(|id| !raw.volumes.contains_key(*id)) {
             if !raw.held_by(id).is_empty() {
                 found.push(format!("I7: object {id} has no record"));
+            }
+        }
+    }
+
+    /// The watermarks that whoever goes on would believe: image, volume, how much of it.
+    pub fn believed(&self) -> impl Iterator<Item = (&String, &String, u64)> {
+        let raw = &self.raw;
+        raw.progress.iter().filter_map(|(id, progress)| {
+            let (volume_id, volume) = raw.volumes.get_key_value(text(&progress["volume"]))?;
+            let image = raw.images.get(id)?;
+            let is_merge = text(&progress["stage"]).starts_with("merge");
+            let goes_on = match text(&volume["state"]) {
+                "filling" => [&image["volume"], &image["next"]].contains(&&volume["id"]),
+                "ready" => is_merge && self.is_of_a_line(image, &progress["sourceToken"]),
+                _ => false,
+            };
+            let watermark = progress["watermark"].as_u64()?;
+            let believed = goes_on && progress["epoch"] == volume["epoch"] && watermark > 0;
+            believed.then_some((id, volume_id, watermark))
+        })
+    }
+
+    /// The watermark of a merge is bound to the token of the image that stays, and to the volumes at both ends of the line.
+    fn is_of_a_line(&self, image: &Value, token: &Value) -> bool {
+        let number = |id: &str| Uuid::parse_str(id).map_or(0, |id| id.as_u128());
+        let upper = number(text(&image["token"])) ^ number(text(&image["volume"]));
+        self.raw.volumes.keys().any(|lowest| upper ^ number(lowest) == number(text(token)))
+    }
+
+    /// What is below a watermark is durable: reads the same when all hosts have lost power.
+    fn watermarks(&self, found: &mut Vec<String>) {
+        for (image, id, watermark) in self.believed() {
+            let format = text(&self.raw.volumes[id]["format"]);
+            let read = |bytes: Option<&Vec<u8>>| below(bytes?, format, watermark);
+            let durable = read(self.durable.get(id));
+            if durable.is_none() || durable != read(self.raw.objects.get(id)) {
+                found.push(format!(
+                    "I13: not all of volume {id} of image {image} below {watermark} is durable"
+                ));
             }
         }
     }
@@ -182,4 +234,16 @@ impl Moment {
             }
         }
     }
+}
+
+/// The beginning of a volume, without what shows through it; None: it cannot be read.
+fn below(bytes: &[u8], format: &str, length: u64) -> Option<Vec<u8>> {
+    let device = SimDevice::new(SimStorage::new(0, 0), Power::new(), String::new(), true);
+    device.set_len(bytes.len() as u64).and_then(|()| device.write_at(0, bytes)).ok()?;
+    let format = if format == "qcow2" { Format::Qcow2 } else { Format::Raw };
+    let layer = Layer { device: Arc::new(device), format, size: length };
+    let image = Image::open(vec![layer], false).ok()?;
+    let mut data = vec![0; usize::try_from(length).ok()?];
+    image.read(0, &mut data).ok()?;
+    Some(data)
 }

@@ -1,5 +1,8 @@
 //! Each invariant can fail.
 
+use serde_json::{Value, json};
+use uuid::Uuid;
+
 use crate::invariants::Moment;
 use crate::operation::{chain, family};
 use crate::raw::{base_of, text};
@@ -72,6 +75,21 @@ fn each_can_fail() {
     broken("I12", |moment| {
         let image = disk(moment);
         moment.raw.images.get_mut(&image).unwrap()["open"] = "somebody".into();
+    });
+    broken("I13", |moment| {
+        let (image, lowest) = (disk(moment), overlay(moment));
+        let id = |value: &Value| Uuid::parse_str(text(value)).unwrap().as_u128();
+        let record = &moment.raw.images[&image];
+        let volume = record["volume"].clone();
+        let token = id(&record["token"]) ^ id(&volume) ^ Uuid::parse_str(&lowest).unwrap().as_u128();
+        let epoch = &moment.raw.volumes[text(&volume)]["epoch"];
+        let progress = json!({
+            "volume": volume, "epoch": epoch, "stage": "merge up", "watermark": 65536,
+            "sourceToken": Uuid::from_u128(token),
+        });
+        moment.raw.progress.insert(image, progress);
+        // Nothing of it is durable.
+        moment.durable.insert(text(&volume).to_owned(), Vec::new());
     });
     broken("I15", |moment| {
         let volume = overlay(moment);
