@@ -73,6 +73,7 @@ pub(crate) fn intend(repo: &Repo, disk: ImageId, new: &NewImage<'_>) -> Result<I
     });
     match frozen {
         Ok(Some(_)) => match repo.image(new.id)? {
+            _ if without!("switch.look.promised") => Ok(Intended::New(snapshot)),
             Some(now) if matches!(now.state, State::Pending | State::Live) => Ok(Intended::New(snapshot)),
             // Should the locks have been a lie: it was taken for forsaken before it was promised.
             _ => {
@@ -216,6 +217,14 @@ fn overlay(repo: &Repo, disk: &ImageRecord, frozen: &[ImageRecord], volume: &Vol
     create_qcow2(&*opened.device, &top, Some((volume.id(), volume.format)))?;
     top.mirror = Some(volume.id());
     add::ready(repo, &top)?;
+    // Should the locks have been a lie: the snapshot may have been removed before it was seen that something is built on it.
+    if !without!("switch.look.base")
+        && let Err(error) = add::look(repo, base.id(), false)
+    {
+        drop(opened);
+        add::withdraw_volume(repo, &top, disk.id());
+        return Err(error);
+    }
     let switched = repo.update_image(disk.id(), |now| {
         if now.volume == top.id() {
             return Ok(Change::Keep);
