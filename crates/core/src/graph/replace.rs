@@ -35,6 +35,7 @@ pub(crate) fn begin(repo: &Repo, whole: &Chain) -> Result<bool> {
         if now.volume != image.volume && !without!("replace.compare.begun-volume")
             || now.next.is_some() && !without!("replace.compare.begun-next")
             || now.state != State::Live && !without!("replace.compare.begun-state")
+            || now.size != image.size && !without!("replace.compare.begun-size")
             || !without!("replace.compare.begun-held") && lease::is_held(repo, now)?
         {
             return Err(in_use(repo, image.id(), "it changed meanwhile"));

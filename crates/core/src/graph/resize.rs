@@ -89,6 +89,8 @@ fn grow_opened(repo: &Repo, opened: &OpenChain, volume: &mut VolumeRecord, size:
         if now.volume != volume.id() && !without!("resize.compare.volume")
             || !without!("resize.compare.held") && lease::is_held(repo, now)?
             || !now.freeze.is_empty() && !without!("resize.compare.freeze")
+            // It would be too small.
+            || now.next.is_some() && !without!("resize.compare.next")
         {
             return Err(in_use(repo, id, "it changed meanwhile"));
         }
