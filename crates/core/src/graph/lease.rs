@@ -103,7 +103,9 @@ pub(crate) fn take(repo: &Repo, id: ImageId, mode: OpenMode) -> Result<OpenChain
         if now.volume != volume && !without!("lease.compare.volume")
             || !now.freeze.is_empty() && !without!("lease.compare.freeze")
             || now.state != State::Live && !without!("lease.compare.state")
-            // Should the locks have been a lie: another host may have taken it since.
+            // Should the locks have been a lie: a replacement that was begun since would lack what is written here.
+            || now.next.is_some() && !without!("lease.compare.next")
+            // Or another host took it since.
             || now.open != image.open && !without!("lease.compare.open")
         {
             return Err(in_use(repo, id, "another operation on it is under way"));
