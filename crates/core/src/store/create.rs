@@ -231,10 +231,18 @@ pub(super) fn snapshot(
     validate::user_data(user_data)?;
     store.0.pool.check_id(options.task_id.as_deref())?;
     let (id, request) = new_id(options, "createSnapshot", &[&text(Some(disk)), user_data])?;
-    if let Some(id) = answered(&repo, id, request.as_ref())? {
+    if answered(&repo, id, request.as_ref())?.is_some() && is_promised(&repo, id)? {
         return Ok(id);
     }
     let order = (!without!("create.lock.disk")).then(|| lock_image(&repo, disk)).transpose()?;
+    if answered(&repo, id, request.as_ref())?.is_some() {
+        if is_promised(&repo, id)? {
+            return Ok(id);
+        }
+        // The same call came so far before, and never returned: its moment may have passed.
+        let _own = lock_image(&repo, id)?;
+        clean::forsaken(&repo, id)?;
+    }
     // One that was only announced comes first: its moment has passed.
     if repo.visible_image(disk)?.freeze.len() >= MAX_FREEZE {
         switch::complete(&repo, disk)?;
@@ -270,6 +278,17 @@ pub(super) fn snapshot(
         store.mend(&repo, id, options.task_id.as_deref(), options.auto_fix)?;
     }
     Ok(id)
+}
+
+/// Whether a snapshot comes to be whatever happens: it is complete, or its disk is to be frozen as it.
+fn is_promised(repo: &Repo, id: ImageId) -> Result<bool> {
+    if without!("create.look.promised") {
+        return Ok(true);
+    }
+    Ok(match repo.image(id)? {
+        Some(image) if image.state == State::Pending => switch::disk_of(repo, &image)?.is_some(),
+        image => image.is_some(),
+    })
 }
 
 /// Announced snapshots of one disk that a record has room for.
