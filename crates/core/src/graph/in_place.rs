@@ -3,6 +3,8 @@
 //! nobody else writes there any more. Reading is safe, because such writes change nothing that shows; the image moves to a
 //! new volume.
 
+use vdsmstore_io::without;
+
 use crate::id::{Incarnation, VolumeId};
 use crate::record::{VolumeRecord, VolumeState};
 use crate::repo::{Change, Repo};
@@ -36,7 +38,9 @@ pub(crate) fn is_doubtful(repo: &Repo, volume: &VolumeRecord) -> Result<bool> {
 
 /// Fails with `ImageInUse` if another store may still write the volume.
 pub(crate) fn ensure_mine(repo: &Repo, volume: &VolumeRecord) -> Result<()> {
-    let Some((writer, _)) = other(repo, volume)? else { return Ok(()) };
+    let Some((writer, _)) = other(repo, volume)?.filter(|_| !without!("in-place.mine")) else {
+        return Ok(());
+    };
     let id = volume.id();
     let message = format!("volume {id} in repository {:?} may still be written by another host", repo.id);
     let error = Error::new(ErrorKind::ImageInUse, message);
@@ -48,7 +52,7 @@ pub(crate) fn ensure_mine(repo: &Repo, volume: &VolumeRecord) -> Result<()> {
 
 /// The same, as the volume's record is now: to be called after the volume's image says that this store writes it.
 pub(crate) fn look(repo: &Repo, id: VolumeId) -> Result<()> {
-    if !is_needed(repo) {
+    if !is_needed(repo) || without!("in-place.look") {
         return Ok(());
     }
     let now = repo.volume(id)?.ok_or_else(|| add::displaced(repo, id))?;
@@ -59,18 +63,22 @@ pub(crate) fn look(repo: &Repo, id: VolumeId) -> Result<()> {
 pub(crate) fn begin(repo: &Repo, id: VolumeId) -> Result<VolumeRecord> {
     let me = repo.driver.host().incarnation;
     let marked = repo.update_volume(id, |now| {
-        if now.state != VolumeState::Ready {
+        if now.state != VolumeState::Ready && !without!("in-place.compare.ready") {
             return Err(add::displaced(repo, id));
         }
-        if !is_needed(repo) || now.writer == Some(me) {
+        if !is_needed(repo) || now.writer == Some(me) || without!("in-place.begin") {
             return Ok(Change::Keep);
         }
         ensure_mine(repo, now)?;
+        if now.writer.is_some() && !without!("in-place.doubt") {
+            // A store that died in the middle of that may have changed what the header names.
+            now.mirror = None;
+        }
         now.writer = Some(me);
         Ok(Change::Claim)
     })?;
     let marked = marked.ok_or_else(|| add::displaced(repo, id))?;
-    if !is_needed(repo) {
+    if !is_needed(repo) || without!("in-place.look.holder") {
         return Ok(marked);
     }
     // Flag, then look: who takes a disk for writing looks at the flag after.
@@ -90,7 +98,7 @@ pub(crate) fn end(repo: &Repo, id: VolumeId) -> Result<()> {
     }
     let me = repo.driver.host().incarnation;
     repo.update_volume(id, |now| {
-        if now.writer != Some(me) {
+        if now.writer != Some(me) && !without!("in-place.compare.end") {
             return Ok(Change::Keep);
         }
         now.writer = None;
