@@ -55,7 +55,7 @@ use vdsmstore_core::{Error, Result, Store};
 use vdsmstore_io::device::sim::hosts::{self, Act, Turn, mix};
 use vdsmstore_io::mutation::{self, Switch};
 
-use deeds::{Deed, Doer, Effect, Outlook, images, is_polite};
+use deeds::{Deed, Doer, Effect, Known, Outlook, changed, images, is_polite};
 use displaced::{Displaced, WAYS, walk};
 use operation::Operation;
 use scene::{Scene, Storage, pattern};
@@ -108,6 +108,10 @@ struct Context {
     seed: u64,
     steps: u64,
     places: Places,
+    /// The images that are there.
+    images: Vec<Known>,
+    /// Those of which it changes something: the ones that it can be disturbed at.
+    touched: Vec<Known>,
 }
 
 /// The steps after which a host came to the place of a switch.
@@ -169,7 +173,8 @@ impl Context {
                 let _ = first.run(&Doer { scene, store, operation, thaw: &thaw }, &mut Vec::new());
             }
         };
-        walk(&start.copy(), seed, run, move |turn, _| {
+        let scene = start.copy();
+        walk(&scene, seed, run, move |turn, _| {
             let (steps, places) = &mut *watched.lock().unwrap();
             for name in mutation::watched() {
                 places.entry(name).or_default().push(*steps);
@@ -177,7 +182,9 @@ impl Context {
             *steps = turn.step();
         });
         let (steps, places) = std::mem::take(&mut *places.lock().unwrap());
-        Context { start, storage, operation, first, seed, steps, places }
+        let images = images(&start);
+        let touched = changed(&start, &scene, &images);
+        Context { start, storage, operation, first, seed, steps, places, images, touched }
     }
 
     /// After which steps the first host came to one of these places.
@@ -273,14 +280,18 @@ fn choose<'a>(contexts: &[(&'a Context, Vec<u64>)], focus: Switch, seed: u64, nu
     let around = if chance.below(2) == 0 { 2 } else { AROUND };
     let held = (place + 1 + chance.below(2 * around + 1)).saturating_sub(around).clamp(1, context.steps);
     let fate = match chance.below(8) {
-        0..3 => Fate::Waits,
-        3..7 => Fate::Displaced(WAYS[chance.below(WAYS.len() as u64) as usize]),
+        0..2 => Fate::Waits,
+        2..7 => Fate::Displaced(WAYS[chance.below(WAYS.len() as u64) as usize]),
         _ => Fate::Dies,
     };
-    let images = images(&context.start);
     let count = [1, 1, 1, 2, 2, 3][chance.below(6) as usize];
-    let deeds: Vec<_> =
-        (0..count).map(|_| Deed::choose(&images, &mut |below| chance.below(below), true)).collect();
+    let deeds: Vec<_> = (0..count)
+        .map(|_| {
+            let any = context.touched.is_empty() || chance.below(5) == 0;
+            let images = if any { &context.images } else { &context.touched };
+            Deed::choose(images, &mut |below| chance.below(below), true)
+        })
+        .collect();
     let few = 1 << (1 + chance.below(8));
     let pauses = (chance.below(3) == 0).then(|| 1 + chance.below(few));
     let what = format!(
@@ -411,6 +422,12 @@ impl Schedule<'_> {
         let (what, model) = (&self.what, &outlook.model);
         self.hold(scene, begun);
         let (store, _) = scene.join("judge");
+        if std::env::var_os("VDSMSTORE_SIM_TRACE").is_some() {
+            for repo in 0..2 {
+                let raw::Raw { images, volumes, holders, children, .. } = scene.raw(repo);
+                println!("{}: {images:#?} {volumes:#?} {holders:?} {children:?}", scene::NAMES[repo]);
+            }
+        }
         judge::look(scene, &store, model, false, what);
         outlook.hold(&store, what);
         judge::fix_all(&store, model, what);
@@ -422,7 +439,13 @@ impl Schedule<'_> {
         });
         store.close().unwrap();
         self.hold(scene, begun);
-        for repo in (0..2).filter(|_| !broken) {
+        // Two snapshots of one moment keep what is below them from being merged.
+        let shared = |repo: usize| {
+            let raw = scene.raw(repo);
+            let absorbed = raw.images.values().any(|image| image["state"] == "absorbed");
+            absorbed && raw.volumes.keys().any(|volume| raw.held_by(volume).len() > 1)
+        };
+        for repo in (0..2).filter(|repo| !broken && !shared(*repo)) {
             scene.raw(repo).nothing_left_over(&format!("{what}: after all fixes, {}", scene::NAMES[repo]));
         }
     }
@@ -432,8 +455,8 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap())
 }
 
-/// Tries schedules around that place; in how many contexts somebody comes there.
-fn focus(contexts: &[Context], switch: Switch, seed: u64, budget: Duration) -> usize {
+/// Tries schedules around that place; in how many contexts somebody comes there. `last`: the schedule that is tried.
+fn focus(contexts: &[Context], switch: Switch, seed: u64, budget: Duration, last: &AtomicU64) -> usize {
     let begun = Instant::now();
     let contexts = around(contexts, switch);
     if contexts.is_empty() {
@@ -446,6 +469,7 @@ fn focus(contexts: &[Context], switch: Switch, seed: u64, budget: Duration) -> u
     let mut held = 0;
     let mut schedules = 0;
     while begun.elapsed() < budget || schedules < 20 {
+        last.store(schedules, Ordering::Relaxed);
         held += u64::from(choose(&contexts, switch, seed, schedules).run());
         schedules += 1;
     }
@@ -473,7 +497,11 @@ fn around_a_place() {
     println!("VDSMSTORE_SEED={seed}");
     if let Ok(name) = std::env::var("VDSMSTORE_FOCUS") {
         let seconds = number("VDSMSTORE_FOCUS_SECONDS").unwrap_or(60);
-        let count = focus(&contexts(seed, 1), named(&name), seed, Duration::from_secs(seconds));
+        // The same contexts with the switch on as without it.
+        mutation::keep_all();
+        let contexts = contexts(seed, 1);
+        mutation::as_told();
+        let count = focus(&contexts, named(&name), seed, Duration::from_secs(seconds), &AtomicU64::new(0));
         println!("{name}: in {count} contexts");
         return;
     }
@@ -483,7 +511,7 @@ fn around_a_place() {
     let mut places: Vec<_> = places.into_iter().collect();
     places.sort_by_key(|name| name.bytes().fold(seed, |sum, byte| mix(sum ^ u64::from(byte))));
     for name in &places[..USUAL] {
-        let count = focus(&contexts, named(name), seed, Duration::from_secs(1));
+        let count = focus(&contexts, named(name), seed, Duration::from_secs(1), &AtomicU64::new(0));
         assert!(count > 0, "{name}: nobody comes there");
     }
 }
@@ -495,24 +523,31 @@ fn around_a_place() {
 fn one_by_one() {
     let seed = number("VDSMSTORE_SEED").unwrap_or(1);
     let seconds = number("VDSMSTORE_FOCUS_SECONDS").unwrap_or(10);
+    mutation::keep_all();
     let contexts = contexts(seed, 1);
     let names = std::env::var("VDSMSTORE_FOCUS").unwrap();
+    let control = std::env::var_os("VDSMSTORE_FOCUS_CONTROL").is_some();
     for switch in names.split_whitespace().map(named) {
         let begun = Instant::now();
-        let tried = |out: Option<&str>, seconds: u64| {
-            mutation::take_out(out);
-            let tried =
-                std::panic::AssertUnwindSafe(|| focus(&contexts, switch, seed, Duration::from_secs(seconds)));
-            let outcome = std::panic::catch_unwind(tried);
-            mutation::take_out(None);
+        let last = AtomicU64::new(0);
+        let tried = |work: &dyn Fn() -> usize| {
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+            mutation::keep_all();
             outcome
         };
-        // With nothing taken out the same schedules pass.
-        let out = std::env::var_os("VDSMSTORE_FOCUS_CONTROL").is_none().then_some(switch.name);
-        let outcome = match tried(out, seconds) {
+        if !control {
+            mutation::take_out(switch);
+        }
+        let outcome = match tried(&|| focus(&contexts, switch, seed, Duration::from_secs(seconds), &last)) {
             Ok(0) => "not reached",
             Ok(_) => "survived",
-            Err(_) => "noticed",
+            Err(_) if control => "FAILS",
+            Err(_) => {
+                let contexts = around(&contexts, switch);
+                let again =
+                    || usize::from(choose(&contexts, switch, seed, last.load(Ordering::Relaxed)).run());
+                if tried(&again).is_ok() { "noticed" } else { "FAILS without it too" }
+            }
         };
         println!("{}: {outcome} in {:.1} s", switch.name, begun.elapsed().as_secs_f64());
     }

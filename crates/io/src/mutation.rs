@@ -21,7 +21,7 @@ macro_rules! without {
 }
 
 #[cfg(feature = "sim")]
-pub use switches::{Switch, active, all, reached, take_out, watch, watched};
+pub use switches::{Switch, active, all, as_told, keep_all, reached, take_out, watch, watched};
 
 #[cfg(feature = "sim")]
 mod switches {
@@ -57,7 +57,7 @@ mod switches {
         static WATCHED: RefCell<Option<BTreeSet<&'static str>>> = const { RefCell::new(None) };
     }
 
-    /// What a test takes out, by its place in the table, counted from 1.
+    /// What a test takes out, by its place in the table, counted from 1; 0: what the environment says.
     static TAKEN_OUT: AtomicUsize = AtomicUsize::new(0);
 
     /// One line of the table.
@@ -127,10 +127,20 @@ mod switches {
         TABLE.get_or_init(|| all().collect())
     }
 
-    /// Takes this one out from now on, instead of what the environment says; None: nothing more.
-    pub fn take_out(name: Option<&str>) {
-        let index = name.and_then(|name| table().iter().position(|switch| switch.name == name));
+    /// Takes this one out from now on, whatever the environment says.
+    pub fn take_out(switch: Switch) {
+        let index = table().iter().position(|other| *other == switch);
         TAKEN_OUT.store(index.map_or(0, |index| index + 1), Ordering::Relaxed);
+    }
+
+    /// Takes none out from now on, whatever the environment says.
+    pub fn keep_all() {
+        TAKEN_OUT.store(usize::MAX, Ordering::Relaxed);
+    }
+
+    /// Does what the environment says from now on.
+    pub fn as_told() {
+        TAKEN_OUT.store(0, Ordering::Relaxed);
     }
 
     /// From now on this thread remembers to which places it comes, be the switches on or not.

@@ -36,6 +36,17 @@ pub fn images(scene: &Scene) -> Vec<Known> {
     known.collect()
 }
 
+/// Those of which something is another in the second scene: a record, or that of a volume that was theirs.
+pub fn changed(before: &Scene, after: &Scene, images: &[Known]) -> Vec<Known> {
+    let raws = [0, 1].map(|repo| [before.raw(repo), after.raw(repo)]);
+    let is_changed = |known: &&Known| {
+        let [before, after] = &raws[known.key.0];
+        let id = &known.key.1;
+        before.images.get(id) != after.images.get(id) || before.volume_of(id) != after.volume_of(id)
+    };
+    images.iter().filter(is_changed).cloned().collect()
+}
+
 #[derive(Clone, Debug)]
 pub enum Deed {
     /// All that a check lists.

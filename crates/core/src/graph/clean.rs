@@ -48,6 +48,7 @@ pub(crate) fn forsaken(repo: &Repo, id: ImageId) -> Result<()> {
     })?;
     // Flag, then look: a disk that is to be frozen as it after all promises it. Who freezes looks at the flag after.
     if let Some(mut removed) = removed.filter(|_| was_pending)
+        && !without!("clean.look.promised")
         && switch::disk_of(repo, &removed)?.is_some()
     {
         removed.state = State::Pending;
@@ -107,6 +108,9 @@ fn in_demand(repo: &Repo, id: ImageId) -> Result<bool> {
 /// what it read is long over.
 pub(crate) fn forget(repo: &Repo, marker: Marker) -> Result<bool> {
     repo.driver.unmark(marker)?;
+    if without!("clean.reread.marker") {
+        return Ok(true);
+    }
     let borne_out = match marker {
         Marker::Child(image, volume) => repo.volume(volume).map(|volume| {
             let backing = volume.and_then(|volume| volume.backing);

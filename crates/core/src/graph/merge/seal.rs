@@ -65,7 +65,7 @@ impl Merge {
                     return Err(moved(repo, t));
                 }
             }
-            if now.header.epoch != line.upper_volume.header.epoch {
+            if now.header.epoch != line.upper_volume.header.epoch && !without!("seal.compare.epoch") {
                 return Err(moved(repo, t));
             }
             now.backing.clone_from(&backing);
@@ -113,7 +113,7 @@ impl Merge {
                 || now.next.is_some() && !without!("seal.compare.next")
                 || !without!("seal.compare.held") && lease::is_held(repo, now)?
                 || !now.freeze.is_empty()
-                || !line.owns(repo, now)
+                || !without!("seal.compare.owner") && !line.owns(repo, now)
             {
                 return Err(moved(repo, s));
             }
