@@ -91,7 +91,8 @@ impl Checker<'_> {
             at = end;
         }
         if !complete {
-            needed.extend(0..old.refcounts.entries.len() as u64);
+            // Behind the end of the file there is nothing that could be lost.
+            needed.extend(0..start.div_ceil(per_block).min(old.refcounts.entries.len() as u64));
             needed.sort_unstable();
             needed.dedup();
         }
