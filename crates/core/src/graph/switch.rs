@@ -58,7 +58,9 @@ pub(crate) fn intend(repo: &Repo, disk: ImageId, new: &NewImage<'_>) -> Result<I
         let taken = repo.image(new.id)?.ok_or_else(|| repo.image_not_found(new.id))?;
         return Ok(Intended::Taken(taken));
     }
-    let frozen = repo.update_image(disk, |now| {
+    // Should the locks have been a lie, the marker was taken for left over.
+    let announced = add::look_at_volume(repo, volume, new.id);
+    let freeze = |now: &mut ImageRecord| {
         if now.volume != volume && !without!("switch.compare.volume")
             || now.open != record.open && !without!("switch.compare.open")
             || now.state != State::Live && !without!("switch.compare.state")
@@ -70,8 +72,8 @@ pub(crate) fn intend(repo: &Repo, disk: ImageId, new: &NewImage<'_>) -> Result<I
         }
         // A merge that lost its locks before must not move the disk.
         Ok(Change::Claim)
-    });
-    match frozen {
+    };
+    match announced.and_then(|()| repo.update_image(disk, freeze)) {
         Ok(Some(_)) => match repo.image(new.id)? {
             _ if without!("switch.look.promised") => Ok(Intended::New(snapshot)),
             Some(now) if matches!(now.state, State::Pending | State::Live) => Ok(Intended::New(snapshot)),

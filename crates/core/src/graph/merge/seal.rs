@@ -120,7 +120,9 @@ impl Merge {
             now.volume = v;
             Ok(Change::Claim)
         })?;
-        sealed.map(drop).ok_or_else(|| moved(repo, s))
+        sealed.map(drop).ok_or_else(|| moved(repo, s))?;
+        // Should the locks have been a lie, the marker was taken for left over.
+        if without!("seal.marker.holder") { Ok(()) } else { repo.driver.mark(Marker::Holder(v, s)) }
     }
 
     /// What the seal left over. All of it is found again by a check, should this not be reached.
