@@ -49,6 +49,8 @@ mod scene;
 #[path = "hosts/writing.rs"]
 mod writing;
 
+#[path = "hosts/repeated.rs"]
+mod repeated;
 #[path = "hosts/watermarks.rs"]
 mod watermarks;
 

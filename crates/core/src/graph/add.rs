@@ -139,7 +139,7 @@ pub(crate) fn intend(repo: &Repo, new: &NewImage<'_>, volume: NewVolume) -> Resu
         match looked {
             Ok(()) => Ok(Intended::New(image)),
             Err(error) => {
-                cancel(repo, new.id)?;
+                cancel(repo, &image)?;
                 Err(error)
             }
         }
@@ -223,10 +223,15 @@ pub(crate) fn look(repo: &Repo, base: ImageId, absent: bool) -> Result<()> {
     }
 }
 
+/// Whether nobody was told that the image exists: who answers a repeated call claims it first.
+fn is_untold(now: &ImageRecord, made: &ImageRecord) -> bool {
+    now.header.epoch == made.header.epoch || without!("add.compare.told")
+}
+
 /// Makes a pending image vanish.
-fn cancel(repo: &Repo, id: ImageId) -> Result<()> {
-    let removed = repo.update_image(id, |image| {
-        if image.state != State::Pending && !without!("add.compare.cancel") {
+fn cancel(repo: &Repo, made: &ImageRecord) -> Result<()> {
+    let removed = repo.update_image(made.id(), |image| {
+        if image.state != State::Pending && !without!("add.compare.cancel") || !is_untold(image, made) {
             return Ok(Change::Keep);
         }
         image.state = State::Removed;
@@ -242,16 +247,16 @@ fn cancel(repo: &Repo, id: ImageId) -> Result<()> {
 }
 
 /// Takes back an image whose making failed before its id was returned. What fails here is left broken, and removable.
-pub(crate) fn undo(repo: &Repo, id: ImageId) {
-    let undone = repo.update_image(id, |now| {
-        if now.state != State::Pending && !without!("add.compare.undo") {
+pub(crate) fn undo(repo: &Repo, made: &ImageRecord) {
+    let undone = repo.update_image(made.id(), |now| {
+        if now.state != State::Pending && !without!("add.compare.undo") || !is_untold(now, made) {
             return Ok(Change::Keep);
         }
         now.state = State::Removed;
         Ok(Change::Put)
     });
     if undone.is_ok() {
-        let _ = clean::image(repo, id);
+        let _ = clean::image(repo, made.id());
     }
 }
 

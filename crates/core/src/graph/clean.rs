@@ -5,7 +5,7 @@
 
 use vdsmstore_io::without;
 
-use crate::id::{ImageId, VolumeId};
+use crate::id::{BlobId, ImageId, VolumeId};
 use crate::record::{ImageRecord, Kind, State, VolumeRecord, VolumeState};
 use crate::repo::{Change, Repo};
 use crate::repository::{Access, Marker, Put, RecordKey};
@@ -65,6 +65,8 @@ pub(crate) fn stale_children(repo: &Repo, id: ImageId) -> Result<()> {
 /// Turns the tag into a tombstone, and lets go of what it had. False: something came to need it.
 fn entomb(repo: &Repo, record: &ImageRecord) -> Result<bool> {
     let id = record.id();
+    // Only its own: once it is buried, another image may get its id, and blobs before it has a record.
+    let blobs = if repo.driver.blobs(id)?.is_empty() { Vec::new() } else { blobs_of(repo, record)? };
     let early = without!("clean.order.tombstone");
     if !early && !bury(repo, record)? {
         return Ok(false);
@@ -73,11 +75,20 @@ fn entomb(repo: &Repo, record: &ImageRecord) -> Result<bool> {
         repo.driver.unmark(Marker::Holder(volume_id, id))?;
         volume(repo, volume_id)?;
     }
-    for blob in repo.driver.blobs(id)? {
+    for blob in blobs {
         repo.driver.delete_blob(id, blob)?;
     }
     repo.driver.delete_progress(id)?;
     if early { bury(repo, record) } else { Ok(true) }
+}
+
+/// The blobs that the image and what it is to be filled from name.
+fn blobs_of(repo: &Repo, record: &ImageRecord) -> Result<Vec<BlobId>> {
+    let mut blobs: Vec<_> = record.user_data.iter().map(|data| data.blob).collect();
+    for volume in [Some(record.volume), record.next].into_iter().flatten() {
+        blobs.extend(repo.volume(volume)?.and_then(|volume| volume.fill).and_then(|fill| fill.blob));
+    }
+    Ok(blobs)
 }
 
 fn unwanted(record: &ImageRecord) -> bool {

@@ -131,7 +131,7 @@ pub(crate) fn take_moment(repo: &Repo, disk: &ImageRecord, new: &NewImage<'_>) -
             add::seal(repo, new.id, &volume)
         })();
         if let Err(error) = cloned {
-            add::undo(repo, new.id);
+            add::undo(repo, snapshot);
             return Err(error);
         }
     }

@@ -7,7 +7,7 @@ use vdsmstore_io::without;
 use crate::graph::add::{self, Intended, NewImage, NewVolume};
 use crate::graph::chain::{Chain, MAX_DEPTH};
 use crate::graph::search::{Found, Search};
-use crate::graph::{chain, clean, import, lease, lock_image, replace, switch};
+use crate::graph::{chain, clean, import, in_use, lease, lock_image, replace, switch};
 use crate::id::{BlobId, ImageId, Token};
 use crate::options::{AutoFix, Bandwidth, CopyOptions, CreateOptions, Strategy};
 use crate::record::{Backing, Fill, How, ImageRecord, Kind, Source, State, VolumeFormat, VolumeRecord};
@@ -33,10 +33,24 @@ fn new_id(options: &CreateOptions, verb: &str, arguments: &[&str]) -> Result<(Im
 fn taken(repo: &Repo, image: &ImageRecord, request: Option<&String>) -> Result<ImageId> {
     let id = image.id();
     if image.visible() && request.is_some() && image.request.as_ref() == request {
-        return Ok(id);
+        return tell(repo, image);
     }
     let message = format!("repository {:?} has another image {id}", repo.id);
     Err(Error::new(ErrorKind::ImageExists, message).with("imageId", id.to_string()))
+}
+
+/// Before a repeated call is answered with the id: should the first call fail later, it takes nothing back.
+fn tell(repo: &Repo, image: &ImageRecord) -> Result<ImageId> {
+    let id = image.id();
+    if image.state != State::Pending || without!("create.claim.told") {
+        return Ok(id);
+    }
+    let now = repo
+        .update_image(id, |now| Ok(if now.state == State::Pending { Change::Claim } else { Change::Keep }))?;
+    match now {
+        Some(now) if now.visible() => Ok(id),
+        _ => Err(in_use(repo, id, "the call that was to make it has failed")),
+    }
 }
 
 /// The answer to a call that was made before under an id of the caller's choice.
@@ -97,9 +111,9 @@ pub(super) fn virtual_disk(
     match add::intend(&repo, &new, volume)? {
         Intended::Taken(image) => taken(&repo, &image, new.request.as_ref()),
         Intended::New(_) if options.auto_fix == AutoFix::Off => Ok(id),
-        Intended::New(_) if at_once => {
+        Intended::New(made) if at_once => {
             if let Err(error) = store.mend_now(&repo, id, options.task_id.as_deref()) {
-                add::undo(&repo, id);
+                add::undo(&repo, &made);
                 return Err(error);
             }
             if options.auto_fix == AutoFix::Optimized {
@@ -266,11 +280,12 @@ pub(super) fn snapshot(
         match store.explained(&repo, disk, switch::intend(&repo, disk, &new))? {
             Intended::Taken(image) => return taken(&repo, &image, new.request.as_ref()),
             Intended::New(_) if options.auto_fix == AutoFix::Off => return Ok(id),
-            Intended::New(_) => {}
-        }
-        if let Err(error) = switch::complete(&repo, disk) {
-            withdraw_snapshot(&repo, disk, id);
-            return Err(error);
+            Intended::New(made) => {
+                if let Err(error) = switch::complete(&repo, disk) {
+                    withdraw_snapshot(&repo, disk, &made);
+                    return Err(error);
+                }
+            }
         }
     }
     drop(order);
@@ -295,8 +310,9 @@ fn is_promised(repo: &Repo, id: ImageId) -> Result<bool> {
 const MAX_FREEZE: usize = 16;
 
 /// Takes back a snapshot that could not be taken. What fails here is completed by whoever writes the disk next.
-fn withdraw_snapshot(repo: &Repo, disk: ImageId, id: ImageId) {
-    add::undo(repo, id);
+fn withdraw_snapshot(repo: &Repo, disk: ImageId, made: &ImageRecord) {
+    let id = made.id();
+    add::undo(repo, made);
     if repo.image(id).is_ok_and(|image| image.is_none_or(|image| !image.visible())) {
         let _ = repo.update_image(disk, |now| {
             now.freeze.retain(|frozen| *frozen != id);
