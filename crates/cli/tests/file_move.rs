@@ -179,4 +179,16 @@ fn rebase_keeps_what_the_disk_reads_as() {
         assert_eq!(ours(&place, wrong), 2, "{wrong}");
     }
     assert_eq!(ours(&place, "file rebase -f qcow2 -b third -F raw top"), 1, "the old chain must be given");
+
+    // One that QEMU made; and one whose header cannot be changed, which is found out before anything is copied.
+    qemu(&place, "create -q -f qcow2 -b third -F raw theirs 1M");
+    qemu(&place, "create -q -f raw fourth 1M");
+    qemu(&place, "convert -q -f qcow2 -O raw theirs before");
+    done(&place, "file rebase -f qcow2 --backing third:raw -b fourth -F raw theirs");
+    qemu(&place, "check -q -f qcow2 theirs");
+    qemu(&place, "compare -q -f raw -F qcow2 before theirs");
+    qemu(&place, "create -q -f qcow2 -o compat=0.10 -b third -F raw old 1M");
+    let was = std::fs::read(place.path("old")).unwrap();
+    assert_eq!(ours(&place, "file rebase -f qcow2 --backing third:raw -b fourth -F raw old"), 1);
+    assert!(std::fs::read(place.path("old")).unwrap() == was, "it was changed");
 }

@@ -212,8 +212,8 @@ pub struct FileCommit {
 #[derive(Debug, Args)]
 #[command(
     after_help = "What the disk reads as stays the same: where the new chain differs from the old one, its data is \
-                        copied into FILE first. With -u only the name is changed. The header must be one that this \
-                        program has written."
+                        copied into FILE first. With -u only the name is changed. Refused for version 2, extended L2 \
+                        entries and external data files."
 )]
 pub struct FileRebase {
     #[command(flatten)]

@@ -72,6 +72,7 @@ pub fn rebase(context: &Context, arguments: &FileRebase) -> Result<Outcome> {
         let old = open::chain(file, true)?;
         // What cannot be changed is found out before anything is copied.
         let device = std::sync::Arc::clone(&old[0].device);
+        qcow2::check_set_backing(&*device, backing.as_ref())?;
         let new = new_chain(arguments)?;
         (device, keep_content(context, &old, &new)?)
     };

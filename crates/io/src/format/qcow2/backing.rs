@@ -1,6 +1,8 @@
 //! The backing file as the header names it, and the one change that is made to finished images: naming another.
 
-use super::header::{EXT_BACKING_FORMAT, Header, be32, be64, corrupt, unsupported};
+use super::header::{
+    EXT_BACKING_FORMAT, EXT_BITMAPS, EXT_END, EXT_FEATURE_NAMES, Header, be32, be64, corrupt, unsupported,
+};
 use super::table::SECTOR;
 use crate::{Device, Error, ErrorKind, Format, Result, without};
 
@@ -45,11 +47,27 @@ pub(super) fn put_backing(sector: &mut [u8; SECTOR], backing: Option<&Backing>) 
 /// and flushes. After a power cut the header says the one or the other.
 ///
 /// Without a backing file unallocated clusters read as zeroes, with one they show it; nothing is copied here.
-/// Unknown autoclear bits are cleared along with it.
+/// Extensions stay, known or not, but for the table of feature names, which is only for error messages: it goes if there is
+/// no room for it. Unknown autoclear bits are cleared along with it.
 ///
-/// Only for images whose header is laid out as [`create`](super::create) does it: `Unsupported` otherwise.
-/// `InvalidInput` if the name is empty or does not fit.
+/// `Unsupported` if the header is of version 2, has features that we do not write, or extensions too long for its first
+/// 512 bytes. `InvalidInput` if the name is empty or does not fit.
 pub fn set_backing(device: &dyn Device, backing: Option<&Backing>) -> Result<()> {
+    let sector = sector_with(device, backing)?;
+    device.write_at(0, &sector)?;
+    if without!("qcow2.flush.backing") {
+        return Ok(());
+    }
+    device.flush()
+}
+
+/// The error of [`set_backing`], without changing anything.
+pub fn check_set_backing(device: &dyn Device, backing: Option<&Backing>) -> Result<()> {
+    sector_with(device, backing).map(drop)
+}
+
+/// What the first sector is to be.
+fn sector_with(device: &dyn Device, backing: Option<&Backing>) -> Result<[u8; SECTOR]> {
     let header = Header::read(device)?;
     let mut sector = [0; SECTOR];
     device.read_at(0, &mut sector)?;
@@ -58,38 +76,93 @@ pub fn set_backing(device: &dyn Device, backing: Option<&Backing>) -> Result<()>
     {
         return Err(corrupt(device, "the header changed while it was read"));
     }
-    if !is_ours(&sector) {
-        return Err(unsupported(device, "a header that is not laid out for changing its backing file"));
+    // Nothing, or zstd.
+    if be32(&sector, 4) != Some(3) || !matches!(be64(&sector, 72), Some(0 | 8)) {
+        return Err(unsupported(
+            device,
+            "changing the backing file of version 2, or of features that we do not write",
+        ));
     }
-    put_backing(&mut sector, backing).ok_or_else(|| {
-        Error::new(ErrorKind::InvalidInput, "the backing name is empty or does not fit")
-            .with_path(device.name())
-    })?;
-    sector[88..96].fill(0);
-    device.write_at(0, &sector)?;
-    if without!("qcow2.flush.backing") {
-        return Ok(());
+    if backing.is_some_and(|backing| backing.name.is_empty()) {
+        return Err(misfit(device));
     }
-    device.flush()
+    let kept = kept_extensions(device, &header)?;
+    let without_names: Vec<_> = kept.iter().filter(|(kind, _)| *kind != EXT_FEATURE_NAMES).cloned().collect();
+    let room = |extensions: &[Extension]| laid_out(&sector, header.length as usize, extensions, backing);
+    let Some(mut new) = room(&kept).or_else(|| room(&without_names)) else {
+        // The name alone is too long, or what else there is.
+        let plain = laid_out(&sector, HEADER_LENGTH, &[], backing).is_some();
+        return Err(if plain {
+            unsupported(device, "extensions that leave no room for another backing file")
+        } else {
+            misfit(device)
+        });
+    };
+    // Bitmaps are as good as they were.
+    let bitmaps = kept.iter().any(|(kind, _)| *kind == EXT_BITMAPS);
+    new[88..95].fill(0);
+    new[95] &= u8::from(bitmaps);
+    Ok(new)
 }
 
-/// Whether nothing would get lost by writing extensions and name anew: no feature that we do not write, no
-/// extension but the backing format, nothing else behind them.
-fn is_ours(sector: &[u8; SECTOR]) -> bool {
-    let plain = be32(sector, 4) == Some(3)
-        // Nothing, or zstd.
-        && matches!(be64(sector, 72), Some(0 | 8))
-        && be32(sector, 100) == Some(HEADER_LENGTH as u32);
-    let zero = |from: usize, to: usize| sector.get(from..to).is_some_and(|b| b.iter().all(|byte| *byte == 0));
-    let rest = match (be64(sector, 8), be32(sector, 16)) {
-        (Some(0), Some(0)) => zero(HEADER_LENGTH, SECTOR),
-        (Some(at), Some(length)) if at == NAME_AT as u64 => {
-            be32(sector, HEADER_LENGTH) == Some(EXT_BACKING_FORMAT)
-                && be32(sector, HEADER_LENGTH + 4).is_some_and(|length| length as usize <= FORMAT_ROOM)
-                && zero(NAME_AT - 8, NAME_AT)
-                && zero(NAME_AT.saturating_add(length as usize), SECTOR)
-        }
-        _ => false,
+fn misfit(device: &dyn Device) -> Error {
+    Error::new(ErrorKind::InvalidInput, "the backing name is empty or does not fit").with_path(device.name())
+}
+
+/// Its type and its data.
+type Extension = (u32, Vec<u8>);
+
+/// All extensions but the backing format, in order.
+fn kept_extensions(device: &dyn Device, header: &Header) -> Result<Vec<Extension>> {
+    let mut front = vec![0; device.len()?.min(header.cluster_size()) as usize];
+    device.read_at(0, &mut front)?;
+    let end = match be64(&front, 8) {
+        Some(name) if name > 0 => front.len().min(name as usize),
+        _ => front.len(),
     };
-    plain && rest
+    let (mut at, mut kept) = (header.length as usize, Vec::new());
+    while let (Some(kind), Some(length)) = (be32(&front[..end], at), be32(&front[..end], at + 4)) {
+        if kind == EXT_END {
+            break;
+        }
+        let data = front[..end].get(at + 8..at + 8 + length as usize);
+        let data =
+            data.ok_or_else(|| corrupt(device, "an extension of the header reaches beyond its end"))?;
+        if kind != EXT_BACKING_FORMAT {
+            kept.push((kind, data.to_vec()));
+        }
+        at += 8 + (length as usize).next_multiple_of(8);
+    }
+    Ok(kept)
+}
+
+/// The header with these extensions and that backing file in the first sector; None if there is no room.
+fn laid_out(
+    old: &[u8; SECTOR],
+    header_length: usize,
+    kept: &[Extension],
+    backing: Option<&Backing>,
+) -> Option<[u8; SECTOR]> {
+    let format = backing.map(|backing| (EXT_BACKING_FORMAT, backing.format.to_string().into_bytes()));
+    let mut bytes = old.get(..header_length)?.to_vec();
+    for (kind, data) in format.iter().chain(kept) {
+        bytes.extend(kind.to_be_bytes());
+        bytes.extend(u32::try_from(data.len()).ok()?.to_be_bytes());
+        bytes.extend(data);
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+    }
+    // The END extension.
+    bytes.extend([0; 8]);
+    bytes[8..20].fill(0);
+    if let Some(backing) = backing {
+        let at = bytes.len() as u64;
+        bytes[8..16].copy_from_slice(&at.to_be_bytes());
+        bytes[16..20].copy_from_slice(&(backing.name.len() as u32).to_be_bytes());
+        bytes.extend(backing.name.as_bytes());
+    }
+    if bytes.len() > SECTOR {
+        return None;
+    }
+    bytes.resize(SECTOR, 0);
+    bytes.try_into().ok()
 }

@@ -8,10 +8,10 @@ use crate::{Device, Error, ErrorKind, Result};
 pub(super) const MAGIC: u32 = 0x5146_49fb;
 /// Type of the extension that names the backing format.
 pub(super) const EXT_BACKING_FORMAT: u32 = 0xe279_2aca;
-const EXT_BITMAPS: u32 = 0x2385_2875;
+pub(super) const EXT_BITMAPS: u32 = 0x2385_2875;
 const EXT_DATA_FILE: u32 = 0x4441_5441;
-const EXT_FEATURE_NAMES: u32 = 0x6803_f857;
-const EXT_END: u32 = 0;
+pub(super) const EXT_FEATURE_NAMES: u32 = 0x6803_f857;
+pub(super) const EXT_END: u32 = 0;
 
 const INCOMPATIBLE_DIRTY: u64 = 1;
 const INCOMPATIBLE_CORRUPT: u64 = 2;

@@ -21,7 +21,7 @@ mod tracking;
 mod write;
 mod zero;
 
-pub use backing::{Backing, set_backing};
+pub use backing::{Backing, check_set_backing, set_backing};
 pub use bitmaps::{Bitmap, bitmaps, visit_bitmap};
 pub use check::{Finding, Part, Problem, Repair, Report, Severity, check, repair};
 pub use create::{CreateOptions, Layout, Preallocation, create, create_with};
