@@ -17,6 +17,8 @@ use crate::repository::{
 };
 use crate::{Error, ErrorKind, Result, machine};
 
+/// How often user data is read again that others keep replacing.
+const READ_TRIES: u32 = 64;
 /// How often a compare-and-set is tried again when others keep winning.
 const CAS_TRIES: u32 = 64;
 /// How often a put is tried whose outcome the storage does not tell, while nobody else changes the record.
@@ -266,15 +268,19 @@ impl Repo {
 
     /// The caller's JSON of an image.
     pub fn user_data(&self, record: &ImageRecord) -> Result<Box<RawValue>> {
-        let error = match self.read_user_data(record) {
-            Ok(text) => return Ok(text),
-            Err(error) => error,
-        };
-        // It may have been replaced since the record was read.
-        match self.image(record.id())? {
-            Some(now) if now.user_data != record.user_data => self.read_user_data(&now),
-            _ => Err(error),
+        let mut newest = record.clone();
+        for _ in 0..READ_TRIES {
+            let error = match self.read_user_data(&newest) {
+                Ok(text) => return Ok(text),
+                Err(error) => error,
+            };
+            // It may have been replaced since the record was read.
+            match self.image(record.id())? {
+                Some(now) if now.user_data != newest.user_data => newest = now,
+                _ => return Err(error),
+            }
         }
+        self.read_user_data(&newest)
     }
 
     fn read_user_data(&self, record: &ImageRecord) -> Result<Box<RawValue>> {

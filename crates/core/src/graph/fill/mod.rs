@@ -14,7 +14,7 @@ use crate::id::{ImageId, Token};
 use crate::job::{Env, Step};
 use crate::record::{Fill, How, ImageRecord, Progress, Source, State, VolumeRecord, VolumeState};
 use crate::repo::{Change, Repo};
-use crate::repository::{Access, Liveness, OpenVolume};
+use crate::repository::{Access, Liveness, OpenVolume, Read};
 use crate::{Error, Result, machine};
 
 use super::{add, chain};
@@ -368,11 +368,14 @@ fn copying(
     })
 }
 
-/// Persists why the work on an image could not even begin, if there is work left on it.
+/// Persists why the work on an image could not even begin, if there is work left on it, or it cannot be read.
 pub(crate) fn persist_error(repo: &Repo, id: ImageId, error: &Error) {
     let persisted = (|| -> Result<()> {
-        let unfinished = |image: &ImageRecord| image.state == State::Pending || image.next.is_some();
-        let Some(image) = repo.image(id)?.filter(unfinished) else { return Ok(()) };
+        let Some(image) = repo.image(id)? else { return Ok(()) };
+        let unfinished = image.state == State::Pending || image.next.is_some();
+        if !unfinished && chain::whole(repo, image.clone(), Read::Fresh).is_ok() {
+            return Ok(());
+        }
         let volume_id = image.next.unwrap_or(image.volume);
         let Some(volume) = repo.volume(volume_id)? else { return Ok(()) };
         let host = repo.driver.host();

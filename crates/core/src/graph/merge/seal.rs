@@ -122,7 +122,7 @@ impl Merge {
         })?;
         sealed.map(drop).ok_or_else(|| moved(repo, s))?;
         // Should the locks have been a lie, the marker was taken for left over.
-        if without!("seal.marker.holder") { Ok(()) } else { repo.driver.mark(Marker::Holder(v, s)) }
+        if without!("seal.marker.holder-again") { Ok(()) } else { repo.driver.mark(Marker::Holder(v, s)) }
     }
 
     /// What the seal left over. All of it is found again by a check, should this not be reached.
