@@ -1,10 +1,8 @@
-//! How fast the bytes move, beside `cp` and QEMU's tools. Needs 5 GiB; the best of three runs counts.
+//! How fast the bytes move, beside `cp` and `qemu-img convert`. Needs 5 GiB; the best of three runs counts.
 
-use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,13 +12,11 @@ use vdsmstore_io::{Control, FileDevice, Format, Image, Layer, Target, execute, p
 use crate::scene::{Result, noise, text, tool};
 
 const GIB: u64 = 1 << 30;
-const WRITES: u64 = 20_000;
 
-/// Copies and small writes.
+/// Copies.
 pub fn run(directory: &Path) -> Result<()> {
     println!("\nbytes moved: ours, theirs, ratio (over 1: we are faster)");
-    copy(directory)?;
-    write_here_and_there(directory)
+    copy(directory)
 }
 
 fn best(mut work: impl FnMut() -> Result<()>) -> Result<Duration> {
@@ -97,62 +93,4 @@ fn copy(directory: &Path) -> Result<()> {
 
 fn empty() -> CreateOptions {
     CreateOptions { size: GIB, backing: None, preallocate_metadata: false }
-}
-
-/// 4 KiB here and there in a qcow2, first in one that has no clusters yet, then in one that has all.
-fn write_here_and_there(directory: &Path) -> Result<()> {
-    let path = directory.join("speed-image");
-    let again = |full: bool| -> Result<()> {
-        let _ = std::fs::remove_file(&path);
-        qcow2::create(&FileDevice::create_new(&path)?, &empty())?;
-        if full {
-            let image = image(&path, Format::Qcow2, GIB, true)?;
-            let block = vec![7; 1 << 20];
-            for at in 0..GIB >> 20 {
-                image.write(at << 20, &block)?;
-            }
-            image.flush()?;
-        }
-        Ok(())
-    };
-    let places = || {
-        let mut seed = 3;
-        (0..WRITES).map(move |_| (noise(&mut seed) % (GIB >> 12)) << 12)
-    };
-    let mut script = String::new();
-    for at in places() {
-        writeln!(script, "write -q -P 9 {at} 4096")?;
-    }
-    script += "flush\n";
-    let ours = || -> Result<()> {
-        let image = image(&path, Format::Qcow2, GIB, true)?;
-        let data = vec![9; 4096];
-        for at in places() {
-            image.write(at, &data)?;
-        }
-        Ok(image.flush()?)
-    };
-    let theirs = || -> Result<()> {
-        let arguments = ["-f", "qcow2", "-t", "writeback", text(&path)?];
-        let mut child =
-            Command::new("qemu-io").args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
-        child.stdin.take().ok_or("no input")?.write_all(script.as_bytes())?;
-        if child.wait()?.success() { Ok(()) } else { Err("qemu-io failed".into()) }
-    };
-    for (full, what) in [(false, "4 KiB into new clusters"), (true, "4 KiB overwritten")] {
-        let timed = |work: &dyn Fn() -> Result<()>| -> Result<Duration> {
-            let mut best = Duration::MAX;
-            for _ in 0..3 {
-                again(full)?;
-                let started = Instant::now();
-                work()?;
-                best = best.min(started.elapsed());
-            }
-            Ok(best)
-        };
-        let (ours, theirs) = (timed(&ours)?, timed(&theirs)?);
-        report(&format!("{WRITES} times {what}, qemu-io"), ours, theirs);
-    }
-    std::fs::remove_file(path)?;
-    Ok(())
 }

@@ -267,8 +267,7 @@ fn everywhere(reflink: bool) {
                 let mut finished = false;
                 for then in &THEN[seconds] {
                     let (loss, keep) = LOSSES[(number >> 32) as usize % LOSSES.len()];
-                    let scene =
-                        Scene { worlds: start.worlds.clone().map(|world| world.snapshot()), ..start.clone() };
+                    let scene = start.copy();
                     let (store, me) = join(&scene, "victim");
                     let power = scene.worlds[cut].power(me.incarnation);
                     power.cut_after(Some(after));

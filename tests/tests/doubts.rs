@@ -54,8 +54,7 @@ fn everywhere(reflink: bool) {
             for after in 0.. {
                 let mut met = false;
                 for outcome in [Unknown::Lost, Unknown::Done, Unknown::BuiltUpon] {
-                    let scene =
-                        Scene { worlds: start.worlds.clone().map(|world| world.snapshot()), ..start.clone() };
+                    let scene = start.copy();
                     let (store, _) = join(&scene, "here");
                     scene.worlds[world].inject_unknown(after, outcome);
                     let what = format!(

@@ -80,7 +80,7 @@ fn judge(scene: &Scene, operation: &Operation, ids: &Ids, succeeded: bool, what:
 
 /// Runs the operation with that fault. Whether it happened.
 fn attempt(start: &Scene, ids: &Ids, operation: &Operation, world: usize, fault: Fault, what: &str) -> bool {
-    let scene = Scene { worlds: start.worlds.clone().map(|world| world.snapshot()), ..start.clone() };
+    let scene = start.copy();
     let (store, identity) = join(&scene, "here");
     let power = scene.worlds[world].power(identity.incarnation);
     power.fail(fault);

@@ -127,16 +127,6 @@ impl First {
     }
 }
 
-fn prepare(operation: &'static Operation, storage: Storage, seed: u64) -> Scene {
-    hosts::alone(seed, || {
-        let mut start = Scene::new(storage);
-        let (store, _) = start.join("setup");
-        (operation.setup)(&store, &mut start);
-        store.close().unwrap();
-        start
-    })
-}
-
 /// How many steps the operation takes alone; a host that dies at one of them leaves the scene as it is then.
 fn run_alone(scene: &Scene, operation: &'static Operation, dies: Option<u64>, seed: u64) -> u64 {
     let count = Arc::new(AtomicU64::new(0));
@@ -213,7 +203,7 @@ fn contexts(seed: u64, one_of: u64) -> Vec<Context> {
         }
         let mut chance = Chance(order);
         let seed = order % 1_000_000;
-        let start = prepare(operation, storage, seed);
+        let start = operations::start(operation, storage, seed);
         if start.wants.values().any(|want| want.lost) {
             continue;
         }

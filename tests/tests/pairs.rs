@@ -46,10 +46,6 @@ const MOMENT: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_mins(1);
 const SECOND: &str = "87654321-4321-4321-8321-cba987654321";
 
-fn copy(scene: &Scene) -> Scene {
-    Scene { worlds: scene.worlds.clone().map(|world| world.snapshot()), ..scene.clone() }
-}
-
 fn ids(ids: &Ids, new: &str) -> Ids {
     Ids {
         disk: ids.disk.clone(),
@@ -182,7 +178,7 @@ fn recover(scene: &Scene, store: &Store, what: &str) {
 
 /// How many steps the operation takes when nobody is in its way.
 fn steps(start: &Scene, operation: &'static Operation, names: &Ids, seed: u64) -> u64 {
-    let scene = copy(start);
+    let scene = start.copy();
     let (store, _) = hosts::alone(seed + 1, || join(&scene, "first"));
     let names = ids(names, &names.new);
     let count = Arc::new(AtomicU64::new(0));
@@ -223,7 +219,7 @@ fn together(
         if dies { " and dead there" } else { "" },
         second.0.name
     );
-    let scene = copy(start);
+    let scene = start.copy();
     let begun = hosts::alone(seed, || moments(&scene));
     let ((one, me), (other, him)) =
         hosts::alone(seed + 1, || (join(&scene, "first"), join(&scene, "second")));

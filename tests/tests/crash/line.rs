@@ -120,7 +120,7 @@ fn a_snapshot_above_an_interrupted_merge() {
         let data = content(&start, 0, &ids.disk);
         let mut points = 0;
         for after in 0.. {
-            let scene = Scene { worlds: start.worlds.clone().map(|world| world.snapshot()), ..start.clone() };
+            let scene = start.copy();
             let (store, me) = join(&scene, "victim");
             let power = scene.worlds[0].power(me.incarnation);
             power.cut_after(Some(after));

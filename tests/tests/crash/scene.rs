@@ -19,6 +19,14 @@ pub struct Scene {
     pub model: BTreeMap<(usize, String), Vec<u8>>,
 }
 
+impl Scene {
+    /// One of its own that is equal to this one now.
+    #[allow(dead_code, reason = "only some tests need it")]
+    pub fn copy(&self) -> Scene {
+        Scene { worlds: self.worlds.clone().map(|world| world.snapshot()), ..self.clone() }
+    }
+}
+
 pub const NAMES: [&str; 2] = ["A", "B"];
 
 pub fn host(name: &str) -> HostIdentity {

@@ -112,13 +112,7 @@ fn frozen_everywhere(name: &str, storage: Storage, points: u64, moves: bool) {
     let operation = operations::named(name);
     std::fs::write(file_to_import(), pattern(6)).unwrap();
     let seed = 1000;
-    let start = hosts::alone(seed, || {
-        let mut start = Scene::new(storage);
-        let (store, _) = start.join("setup");
-        (operation.setup)(&store, &mut start);
-        store.close().unwrap();
-        start
-    });
+    let start = operations::start(operation, storage, seed);
     let begun = Instant::now();
     let all = steps(&start, operation, seed + 1);
     let stride = if long() > 0 { 1 } else { all.div_ceil(points).max(1) };

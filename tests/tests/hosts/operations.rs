@@ -1,9 +1,10 @@
 //! What hosts do at the same time: the operations of `causes`, and some more.
 
 use vdsmstore_core::options::{ResizeOptions, Strategy};
+use vdsmstore_io::device::sim::hosts;
 
 use crate::operation::{ALL, OVERLAYS, Operation, family, remove, repair};
-use crate::scene::SIZE;
+use crate::scene::{SIZE, Scene, Storage};
 use crate::{changing, making};
 
 /// Beside those of `causes`.
@@ -50,4 +51,15 @@ pub fn all() -> impl Iterator<Item = &'static Operation> {
 
 pub fn named(name: &str) -> &'static Operation {
     all().find(|operation| operation.name == name).unwrap_or_else(|| panic!("no operation {name:?}"))
+}
+
+/// A scene in which the operation can run.
+pub fn start(operation: &Operation, storage: Storage, seed: u64) -> Scene {
+    hosts::alone(seed, || {
+        let mut start = Scene::new(storage);
+        let (store, _) = start.join("setup");
+        (operation.setup)(&store, &mut start);
+        store.close().unwrap();
+        start
+    })
 }

@@ -13,27 +13,17 @@ use crate::operation::Operation;
 use crate::operations;
 use crate::scene::{NAMES, Scene, Storage};
 
-const CALLS: &[(&str, Storage, usize)] = &[
-    ("snapshot", Storage::Overlays, 0),
-    ("snapshot", Storage::Clones, 0),
-    ("create", Storage::Overlays, 0),
-    ("create on a snapshot", Storage::Overlays, 0),
-    ("create on a snapshot", Storage::Clones, 0),
+const CALLS: &[(&str, Storage)] = &[
+    ("snapshot", Storage::Overlays),
+    ("snapshot", Storage::Clones),
+    ("create", Storage::Overlays),
+    ("create on a snapshot", Storage::Overlays),
+    ("create on a snapshot", Storage::Clones),
 ];
-
-fn start(operation: &Operation, storage: Storage) -> Scene {
-    hosts::alone(1, || {
-        let mut start = Scene::new(storage);
-        let (store, _) = start.join("setup");
-        (operation.setup)(&store, &mut start);
-        store.close().unwrap();
-        start
-    })
-}
 
 /// The first is held at that step, the second makes the same call, and from then on the first can write no data. Whether
 /// the first failed, and whether the second was answered.
-fn repeated(begin: &Scene, operation: &'static Operation, repo: usize, step: u64) -> Option<(bool, bool)> {
+fn repeated(begin: &Scene, operation: &'static Operation, step: u64) -> Option<(bool, bool)> {
     let what = format!("{}, held at step {step}", operation.name);
     let scene = begin.copy();
     let ((first, me), (second, _)) = hosts::alone(2, || (scene.join("first"), scene.join("second")));
@@ -76,7 +66,7 @@ fn repeated(begin: &Scene, operation: &'static Operation, repo: usize, step: u64
     let [one, other] = *outcomes.lock().unwrap();
     hosts::alone(4, || {
         let (store, _) = scene.join("judge");
-        let status = store.get_image_status(NAMES[repo], scene.id("new"));
+        let status = store.get_image_status(NAMES[0], scene.id("new"));
         let lost = status.is_err_and(|error| error.kind() == ErrorKind::ImageNotFound);
         assert!(!lost || !one && !other, "{what}: what was answered is lost: {one} {other}");
         judge::hold(&scene, &before, &what);
@@ -90,10 +80,10 @@ fn repeated(begin: &Scene, operation: &'static Operation, repo: usize, step: u64
 
 #[test]
 fn a_call_that_fails_takes_nothing_back_that_another_was_answered() {
-    for &(name, storage, repo) in CALLS {
+    for &(name, storage) in CALLS {
         let operation = operations::named(name);
-        let begin = start(operation, storage);
-        let outcomes: Vec<_> = (1..).map_while(|step| repeated(&begin, operation, repo, step)).collect();
+        let begin = operations::start(operation, storage, 1);
+        let outcomes: Vec<_> = (1..).map_while(|step| repeated(&begin, operation, step)).collect();
         let both = outcomes.iter().filter(|(failed, answered)| *failed && *answered).count();
         println!(
             "{name} ({storage:?}): {} schedules, in {both} the first failed and the second did not",

@@ -90,20 +90,10 @@ const OPERATIONS: [Operation; 4] = [
     },
 ];
 
-fn start(operation: &Operation) -> Scene {
-    hosts::alone(1, || {
-        let mut start = Scene::new(Storage::Overlays);
-        let (store, _) = start.join("setup");
-        (operation.setup)(&store, &mut start);
-        store.close().unwrap();
-        start
-    })
-}
-
 #[test]
 fn what_is_below_a_watermark_is_durable_at_every_step() {
     for operation in &OPERATIONS {
-        let scene = start(operation).copy();
+        let scene = operations::start(operation, Storage::Overlays, 1).copy();
         let (store, _) = hosts::alone(2, || scene.join("host"));
         let (run, working) = (operation.run, scene.clone());
         let work: hosts::Work<()> = Box::new(move || run(&store, &working).unwrap());
@@ -208,7 +198,7 @@ fn displaced(begin: &Scene, operation: &'static Operation, step: u64) -> bool {
 #[test]
 fn who_was_displaced_says_no_more_how_far_it_is() {
     for operation in &OPERATIONS {
-        let begin = start(operation);
+        let begin = operations::start(operation, Storage::Overlays, 1);
         let stride = if long() > 0 { 1 } else { 7 };
         let (mut schedules, mut count) = (0, 0);
         for step in (1..400).step_by(stride) {
@@ -224,7 +214,7 @@ fn who_was_displaced_says_no_more_how_far_it_is() {
 #[test]
 fn a_snapshot_is_taken_by_a_host_that_was_displaced() {
     let operation = operations::named("snapshot");
-    let begin = start(operation);
+    let begin = operations::start(operation, Storage::Overlays, 1);
     let count = (1..80).filter(|step| displaced(&begin, operation, *step)).count();
     assert!(count > 10, "nobody was displaced");
 }

@@ -8,9 +8,10 @@ use vdsmstore_io::without;
 use crate::id::{BlobId, ImageId, VolumeId};
 use crate::record::{ImageRecord, Kind, State, VolumeRecord, VolumeState};
 use crate::repo::{Change, Repo};
-use crate::repository::{Access, Marker, Put, RecordKey};
+use crate::repository::{Access, Marker, Put, Read, RecordKey};
 use crate::{ErrorKind, Result};
 
+use super::look::{Now, View};
 use super::{mirror, switch};
 
 /// Removes an image that nobody wants and nothing is built on, and what becomes unneeded by that.
@@ -100,11 +101,9 @@ fn unwanted(record: &ImageRecord) -> bool {
 fn in_demand(repo: &Repo, id: ImageId) -> Result<bool> {
     let mut demand = false;
     for child in repo.driver.children(id)? {
-        let builds =
-            |volume: &VolumeRecord| volume.backing.as_ref().is_some_and(|backing| backing.image == id);
         // Whoever is between marker and record must get a conflict, so that it starts again at the marker.
         let stale = match repo.volume(child)? {
-            Some(volume) if builds(&volume) => false,
+            Some(volume) if volume.builds_on(id) => false,
             Some(_) if without!("clean.fence.other") => true,
             Some(volume) => repo.replace(&mut volume.clone())?,
             None if without!("clean.fence.unborn") => true,
@@ -122,14 +121,10 @@ pub(crate) fn forget(repo: &Repo, marker: Marker) -> Result<bool> {
     if without!("clean.reread.marker") {
         return Ok(true);
     }
+    let now = Now(repo, Read::Fresh);
     let borne_out = match marker {
-        Marker::Child(image, volume) => repo.volume(volume).map(|volume| {
-            let backing = volume.and_then(|volume| volume.backing);
-            backing.is_some_and(|backing| backing.image == image)
-        }),
-        Marker::Holder(volume, image) => {
-            repo.image(image).map(|image| image.is_some_and(|image| image.holds(volume)))
-        }
+        Marker::Child(image, volume) => now.builds_on(volume, image),
+        Marker::Holder(volume, image) => now.holds(image, volume),
     };
     // What could not be read may need it.
     if !matches!(borne_out, Ok(false)) {

@@ -93,29 +93,24 @@ pub(crate) fn begin(repo: &Repo, id: VolumeId) -> Result<VolumeRecord> {
 
 /// Says that this store writes there no more.
 pub(crate) fn end(repo: &Repo, id: VolumeId) -> Result<()> {
-    if !is_needed(repo) {
-        return Ok(());
-    }
-    let me = repo.driver.host().incarnation;
-    repo.update_volume(id, |now| {
-        if now.writer != Some(me) && !without!("in-place.compare.end") {
-            return Ok(Change::Keep);
-        }
-        now.writer = None;
-        Ok(Change::Put)
-    })
-    .map(drop)
+    if is_needed(repo) { leave(repo, id, false) } else { Ok(()) }
 }
 
 /// The same, where the header may name what the record does not say: whoever needs it writes it anew.
 pub(crate) fn end_in_doubt(repo: &Repo, id: VolumeId) -> Result<()> {
+    leave(repo, id, true)
+}
+
+fn leave(repo: &Repo, id: VolumeId, doubt: bool) -> Result<()> {
     let me = repo.driver.host().incarnation;
     repo.update_volume(id, |now| {
-        if is_needed(repo) && now.writer != Some(me) {
+        if is_needed(repo) && now.writer != Some(me) && !without!("in-place.compare.end") {
             return Ok(Change::Keep);
         }
         now.writer = None;
-        now.mirror = None;
+        if doubt {
+            now.mirror = None;
+        }
         Ok(Change::Put)
     })
     .map(drop)

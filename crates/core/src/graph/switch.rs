@@ -94,7 +94,7 @@ pub(crate) fn intend(repo: &Repo, disk: ImageId, new: &NewImage<'_>) -> Result<I
 }
 
 /// Takes back that the disk is to be frozen as this image.
-fn unfreeze(repo: &Repo, disk: ImageId, id: ImageId) -> Result<()> {
+pub(crate) fn unfreeze(repo: &Repo, disk: ImageId, id: ImageId) -> Result<()> {
     repo.update_image(disk, |now| {
         now.freeze.retain(|frozen| *frozen != id);
         Ok(Change::Put)

@@ -314,10 +314,7 @@ fn withdraw_snapshot(repo: &Repo, disk: ImageId, made: &ImageRecord) {
     let id = made.id();
     add::undo(repo, made);
     if repo.image(id).is_ok_and(|image| image.is_none_or(|image| !image.visible())) {
-        let _ = repo.update_image(disk, |now| {
-            now.freeze.retain(|frozen| *frozen != id);
-            Ok(Change::Put)
-        });
+        let _ = switch::unfreeze(repo, disk, id);
     }
 }
 
@@ -537,9 +534,9 @@ fn begin_again(
     if add::look_at_volume(repo, new.id(), id).is_err() {
         // It was taken for garbage before the image pointed at it: the image is what it was.
         let (volume, user_data) = (removed.volume, removed.user_data);
-        let back =
+        let mut back =
             ImageRecord { state: State::Removed, volume, next: removed.next, user_data, ..pending.clone() };
-        if repo.replace(&mut back.clone())? {
+        if repo.replace(&mut back)? {
             add::drop_user_data(repo, &pending);
             add::withdraw_volume(repo, &new, id);
         }

@@ -8,12 +8,6 @@ use crate::{Device, Error, ErrorKind, Format, Result, without};
 
 /// Length of the version 3 header that we write, including the compression type.
 pub(super) const HEADER_LENGTH: usize = 112;
-/// Where the format's name lies; it has 8 bytes, whether it is `raw` or `qcow2`.
-const FORMAT_AT: usize = HEADER_LENGTH + 8;
-const FORMAT_ROOM: usize = 8;
-/// Where the backing name lies, after the END extension.
-const NAME_AT: usize = FORMAT_AT + FORMAT_ROOM + 8;
-
 /// What the header says about the backing file. Nobody here opens it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backing {
@@ -21,26 +15,6 @@ pub struct Backing {
     pub name: String,
     /// Its format, so that nobody needs to guess.
     pub format: Format,
-}
-
-/// Puts name and format into the first sector of our layout, whatever was there; `None` if it does not fit.
-pub(super) fn put_backing(sector: &mut [u8; SECTOR], backing: Option<&Backing>) -> Option<()> {
-    sector[8..20].fill(0);
-    sector[HEADER_LENGTH..].fill(0);
-    let Some(Backing { name, format }) = backing else { return Some(()) };
-    if name.is_empty() {
-        return None;
-    }
-    let format = format.to_string();
-    let mut put = |at: usize, bytes: &[u8]| {
-        sector.get_mut(at..at + bytes.len()).map(|room| room.copy_from_slice(bytes))
-    };
-    put(NAME_AT, name.as_bytes())?;
-    put(8, &(NAME_AT as u64).to_be_bytes())?;
-    put(16, &(name.len() as u32).to_be_bytes())?;
-    put(HEADER_LENGTH, &EXT_BACKING_FORMAT.to_be_bytes())?;
-    put(HEADER_LENGTH + 4, &(format.len() as u32).to_be_bytes())?;
-    put(FORMAT_AT, format.as_bytes())
 }
 
 /// Makes a closed image name another backing file and its format, or none, with one write of its first 512 bytes,
@@ -82,9 +56,6 @@ fn sector_with(device: &dyn Device, backing: Option<&Backing>) -> Result<[u8; SE
             device,
             "changing the backing file of version 2, or of features that we do not write",
         ));
-    }
-    if backing.is_some_and(|backing| backing.name.is_empty()) {
-        return Err(misfit(device));
     }
     let kept = kept_extensions(device, &header)?;
     let without_names: Vec<_> = kept.iter().filter(|(kind, _)| *kind != EXT_FEATURE_NAMES).cloned().collect();
@@ -136,8 +107,9 @@ fn kept_extensions(device: &dyn Device, header: &Header) -> Result<Vec<Extension
     Ok(kept)
 }
 
-/// The header with these extensions and that backing file in the first sector; None if there is no room.
-fn laid_out(
+/// The header with these extensions and that backing file in the first sector; None if the name is empty, or there is no
+/// room. The format's name is padded to 8 bytes, whether it is `raw` or `qcow2`.
+pub(super) fn laid_out(
     old: &[u8; SECTOR],
     header_length: usize,
     kept: &[Extension],
@@ -155,6 +127,9 @@ fn laid_out(
     bytes.extend([0; 8]);
     bytes[8..20].fill(0);
     if let Some(backing) = backing {
+        if backing.name.is_empty() {
+            return None;
+        }
         let at = bytes.len() as u64;
         bytes[8..16].copy_from_slice(&at.to_be_bytes());
         bytes[16..20].copy_from_slice(&(backing.name.len() as u32).to_be_bytes());

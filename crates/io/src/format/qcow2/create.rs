@@ -1,6 +1,6 @@
 //! Making images.
 
-use super::backing::{Backing, HEADER_LENGTH, put_backing};
+use super::backing::{Backing, HEADER_LENGTH, laid_out};
 use super::header::{INCOMPATIBLE_COMPRESSION, MAGIC, MAX_L1_BYTES, MAX_REFTABLE_BYTES};
 use super::mapping::COPIED;
 use super::packed::Compression;
@@ -233,6 +233,5 @@ fn header_sector(
         put(72, &INCOMPATIBLE_COMPRESSION.to_be_bytes())?;
         put(104, &[1])?;
     }
-    put_backing(&mut sector, options.backing.as_ref())?;
-    Some(sector)
+    laid_out(&sector, HEADER_LENGTH, &[], options.backing.as_ref())
 }
