@@ -2,9 +2,6 @@
 
 use std::fmt;
 
-/// So many findings are kept; the numbers count all.
-const MAX_FINDINGS: usize = 1000;
-
 /// The result of a check. The numbers are those of `qemu-img check`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -37,11 +34,14 @@ pub struct Report {
     pub corruptions_fixed: u64,
     /// Leaks that a repair has removed.
     pub leaks_fixed: u64,
-    /// The first 1000 findings.
+    /// The first [`Self::MAX_FINDINGS`] findings; the numbers count all.
     pub findings: Vec<Finding>,
 }
 
 impl Report {
+    /// So many findings are kept.
+    pub const MAX_FINDINGS: usize = 1000;
+
     /// Nothing was found at all.
     pub fn is_clean(&self) -> bool {
         self.corruptions == 0 && self.leaks == 0 && self.check_errors == 0 && self.overlaps == 0
@@ -68,7 +68,7 @@ impl Report {
     }
 
     fn push(&mut self, severity: Severity, problem: Problem, offset: u64) {
-        if self.findings.len() < MAX_FINDINGS {
+        if self.findings.len() < Self::MAX_FINDINGS {
             self.findings.push(Finding { severity, problem, offset });
         }
     }
