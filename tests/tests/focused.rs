@@ -51,7 +51,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use vdsmstore_core::{Error, Result, Store};
+use vdsmstore_core::{Error, ErrorKind, Result, Store};
 use vdsmstore_io::device::sim::hosts::{self, Act, Turn, mix};
 use vdsmstore_io::mutation::{self, Switch};
 
@@ -258,6 +258,8 @@ struct Schedule<'a> {
     deeds: Vec<Deed>,
     /// After so many steps the second lets the first go on.
     pauses: Option<u64>,
+    /// After so many steps of the first the second goes on.
+    goes_on: Option<u64>,
     what: String,
 }
 
@@ -269,27 +271,37 @@ fn choose<'a>(contexts: &[(&'a Context, Vec<u64>)], focus: Switch, seed: u64, nu
     // Right there is where it matters most.
     let around = if chance.below(2) == 0 { 2 } else { AROUND };
     let held = (place + 1 + chance.below(2 * around + 1)).saturating_sub(around).clamp(1, context.steps);
+    // What nobody can prove dead, and held a disk, holds it for ever.
+    let holds = matches!(context.first, First::Deed(Deed::Prepare(_) | Deed::Write))
+        || context.operation.name == operations::REWRITES;
     let fate = match chance.below(8) {
+        _ if holds && context.storage == Storage::Doubts => Fate::Waits,
         0..2 => Fate::Waits,
         2..7 => Fate::Displaced(WAYS[chance.below(WAYS.len() as u64) as usize]),
         _ => Fate::Dies,
     };
-    let count = [1, 1, 1, 2, 2, 3][chance.below(6) as usize];
-    let deeds: Vec<_> = (0..count)
-        .map(|_| {
-            let any = context.touched.is_empty() || chance.below(5) == 0;
-            let images = if any { &context.images } else { &context.touched };
-            Deed::choose(images, &mut |below| chance.below(below), true)
-        })
-        .collect();
-    let few = 1 << (1 + chance.below(8));
-    let pauses = (chance.below(3) == 0).then(|| 1 + chance.below(few));
+    let any = context.touched.is_empty() || chance.below(5) == 0;
+    let images = if any { &context.images } else { &context.touched };
+    let deeds: Vec<_> = if images.is_empty() || chance.below(3) == 0 {
+        let count = [1, 1, 1, 2, 2, 3][chance.below(6) as usize];
+        (0..count).map(|_| Deed::choose(images, &mut |below| chance.below(below), true)).collect()
+    } else {
+        let known = &images[chance.below(images.len() as u64) as usize];
+        Deed::story(known, &mut |below| chance.below(below))
+    };
+    let mut few = || {
+        let below = 1 << (1 + chance.below(8));
+        1 + chance.below(below)
+    };
+    let (pauses, goes_on) = (few(), few());
+    let pauses = (chance.below(3) == 0).then_some(pauses);
+    let goes_on = (chance.below(3) == 0).then_some(goes_on);
     let what = format!(
         "VDSMSTORE_FOCUS={} VDSMSTORE_SEED={seed} VDSMSTORE_FOCUS_SCHEDULE={number}: {:?} of {:?} ({:?}) at step \
-         {held} of {} (the place is after {place}), {fate:?}; meanwhile {deeds:?}, pausing after {pauses:?}",
+         {held} of {} (the place is after {place}), {fate:?}; meanwhile {deeds:?}, pausing after {pauses:?}, going on after {goes_on:?}",
         focus.name, context.first, context.operation.name, context.storage, context.steps,
     );
-    Schedule { context, held, fate, deeds, pauses, what }
+    Schedule { context, held, fate, deeds, pauses, goes_on, what }
 }
 
 /// What a host came to.
@@ -299,9 +311,18 @@ struct Done {
     errors: Vec<Error>,
 }
 
+/// How a schedule went.
+#[derive(PartialEq, Eq)]
+struct Ran {
+    /// The place where the first is held was reached.
+    held: bool,
+    /// Of both hosts.
+    steps: u64,
+    errors: Vec<ErrorKind>,
+}
+
 impl Schedule<'_> {
-    /// Whether the place where the first is held was reached.
-    fn run(&self) -> bool {
+    fn run(&self) -> Ran {
         let Context { start, operation, first, seed, .. } = self.context;
         let (operation, what) = (*operation, &self.what);
         let scene = start.copy();
@@ -343,13 +364,16 @@ impl Schedule<'_> {
             })
         };
         let reached = Arc::new(AtomicBool::new(false));
+        let steps = Arc::new(AtomicU64::new(0));
         let decide = {
             let (scene, reached, thaw) = (scene.clone(), reached.clone(), thaw.clone());
-            let (held, fate, pauses, seed) = (self.held, self.fate, self.pauses, *seed);
+            let (held, fate, pauses, mut goes_on) = (self.held, self.fate, self.pauses, self.goes_on);
+            let (steps, seed) = (steps.clone(), *seed);
             // Whose turn it is, and since when.
             let (mut chosen, mut since) = (0, Duration::ZERO);
-            let mut holding = false;
+            let (mut holding, mut went_on) = (false, None);
             Box::new(move |turn: &Turn<'_>| {
+                steps.fetch_add(1 + 1_000_000 * turn.host as u64, Ordering::Relaxed);
                 if turn.host == 0 && turn.step() == held && turn.act != Act::End {
                     reached.store(true, Ordering::Relaxed);
                     (holding, chosen, since) = (true, 1, turn.now);
@@ -366,7 +390,13 @@ impl Schedule<'_> {
                 }
                 let lets_go = turn.host == 1 && pauses == Some(turn.step());
                 if holding && (lets_go || thaw.load(Ordering::Relaxed)) {
-                    (holding, chosen, since) = (false, 0, turn.now);
+                    (holding, chosen, since, went_on) = (false, 0, turn.now, Some(0));
+                }
+                if let (0, Some(steps)) = (turn.host, &mut went_on) {
+                    *steps += 1;
+                    if goes_on.take_if(|goes_on| *goes_on == *steps).is_some() {
+                        (chosen, since) = (1, turn.now);
+                    }
                 }
                 // Who waits for the other, waits for it.
                 if turn.host == chosen && turn.act == Act::Pause && turn.now.saturating_sub(since) > PATIENCE
@@ -394,7 +424,8 @@ impl Schedule<'_> {
         }
         let outlook = Outlook::new(start, operation, returned, &effects);
         hosts::alone(seed + 3, || self.judge(&scene, &begun, &outlook));
-        reached.load(Ordering::Relaxed)
+        let errors = one.errors.iter().chain(&two.errors).map(|error| error.kind()).collect();
+        Ran { held: reached.load(Ordering::Relaxed), steps: steps.load(Ordering::Relaxed), errors }
     }
 
     /// The invariants hold. What a host that is dead for certain still wrote counts only if the bytes are wrong for it; and
@@ -460,7 +491,7 @@ fn focus(contexts: &[Context], switch: Switch, seed: u64, budget: Duration, last
     let mut schedules = 0;
     while begun.elapsed() < budget || schedules < 20 {
         last.store(schedules, Ordering::Relaxed);
-        held += u64::from(choose(&contexts, switch, seed, schedules).run());
+        held += u64::from(choose(&contexts, switch, seed, schedules).run().held);
         schedules += 1;
     }
     println!(
@@ -506,6 +537,21 @@ fn around_a_place() {
     }
 }
 
+/// So many schedules are compared with and without a switch that survived.
+const COMPARED: u64 = 60;
+
+/// In how many schedules it makes a difference that the switch is taken out, though nobody finds anything wrong.
+fn differs(contexts: &[Context], switch: Switch, seed: u64) -> usize {
+    let contexts = around(contexts, switch);
+    let differs = |number: &u64| {
+        mutation::take_out(switch);
+        let without = choose(&contexts, switch, seed, *number).run();
+        mutation::keep_all();
+        without != choose(&contexts, switch, seed, *number).run()
+    };
+    (0..COMPARED).filter(differs).count()
+}
+
 /// Takes out one after the other of those that `VDSMSTORE_FOCUS` names, and says which are noticed: quicker than a
 /// process for each. With `VDSMSTORE_FOCUS_CONTROL=1` nothing is taken out, and nothing is to be noticed.
 #[test]
@@ -529,14 +575,24 @@ fn one_by_one() {
             mutation::take_out(switch);
         }
         let outcome = match tried(&|| focus(&contexts, switch, seed, Duration::from_secs(seconds), &last)) {
-            Ok(0) => "not reached",
-            Ok(_) => "survived",
-            Err(_) if control => "FAILS",
+            Ok(0) => "not reached".to_owned(),
+            Ok(_) if control => "passed".to_owned(),
+            Ok(_) => {
+                let differs = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                    differs(&contexts, switch, seed)
+                }));
+                mutation::keep_all();
+                match differs {
+                    Ok(differs) => format!("survived, and made a difference in {differs} of {COMPARED}"),
+                    Err(_) => "FAILS without it too".to_owned(),
+                }
+            }
+            Err(_) if control => "FAILS".to_owned(),
             Err(_) => {
                 let contexts = around(&contexts, switch);
                 let again =
-                    || usize::from(choose(&contexts, switch, seed, last.load(Ordering::Relaxed)).run());
-                if tried(&again).is_ok() { "noticed" } else { "FAILS without it too" }
+                    || usize::from(choose(&contexts, switch, seed, last.load(Ordering::Relaxed)).run().held);
+                if tried(&again).is_ok() { "noticed" } else { "FAILS without it too" }.to_owned()
             }
         };
         println!("{}: {outcome} in {:.1} s", switch.name, begun.elapsed().as_secs_f64());

@@ -245,6 +245,12 @@ impl<V: View> Judge<'_, V> {
         if self.goes(&line.upper)? || self.is_held(&line.upper)? {
             return Ok(None);
         }
+        // Where storage lost data there is nothing to merge.
+        for volume in line.volumes() {
+            if !self.view.object(volume)? {
+                return Ok(None);
+            }
+        }
         Ok(Some(Action::Merge(id)))
     }
 

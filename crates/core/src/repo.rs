@@ -304,9 +304,15 @@ impl Repo {
         if text == "{}" {
             return Ok(None);
         }
-        let blob = BlobId::random();
-        self.driver.put_blob(id, blob, text.as_bytes())?;
+        let blob = self.store_blob(id, text.as_bytes())?;
         Ok(Some(UserDataRef { blob, length: text.len() as u64 }))
+    }
+
+    /// Stores a blob for an image that is about to refer to it.
+    pub fn store_blob(&self, id: ImageId, bytes: &[u8]) -> Result<BlobId> {
+        let blob = BlobId::random();
+        self.driver.put_blob(id, blob, bytes)?;
+        Ok(blob)
     }
 
     /// The last persisted progress of an image.

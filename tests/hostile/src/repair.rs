@@ -67,8 +67,11 @@ pub fn repair(bytes: &[u8]) {
             if let (Some(were), Some(are)) = (corruptions(&before), corruptions(&after)) {
                 assert!(are <= were, "{what:?}: {were} corruptions became {are}");
             }
-            let done = last == Some(what) && corruptions(&before) == Some(0);
-            assert!(!done || after == before, "{what:?}: there was something left to do");
+            let done = last == Some(what) && before.corruptions == 0;
+            assert!(
+                !done || after == before,
+                "{what:?}: there was something left to do: {before:?}, then {after:?}"
+            );
             last = Some(what);
             before = after;
             let (Some(content), Some(now)) = (&content, samples(&device, &places)) else { continue };

@@ -12,6 +12,7 @@ use vdsmstore_core::{ErrorKind, Result, Store};
 
 use crate::judge::{self, Allowed, Model};
 use crate::operation::Operation;
+use crate::operations::REWRITES;
 use crate::raw::text;
 use crate::scene::{CLUSTER, NAMES, SIZE, Scene, read};
 use crate::writing::{Written, rewritten, work};
@@ -117,6 +118,63 @@ impl Deed {
             (Some(true), 7) => Deed::Announce(key),
             (Some(true), _) => Deed::Resize(key, SIZE + CLUSTER * (1 + chance(6) as usize)),
             (Some(false), _) => Deed::CreateOn(key),
+        }
+    }
+
+    /// What follows from one another, done to one image.
+    pub fn story(known: &Known, chance: &mut dyn FnMut(u64) -> u64) -> Vec<Deed> {
+        let key = || known.key.clone();
+        let mut pick = |stories: &[fn(&dyn Fn() -> Key) -> Vec<Deed>]| {
+            stories[chance(stories.len() as u64) as usize](&key)
+        };
+        match known.disk {
+            Some(true) => pick(&[
+                |key| vec![Deed::Snapshot(key())],
+                |key| vec![Deed::Snapshot(key()), Deed::Fix],
+                |key| vec![Deed::Snapshot(key()), Deed::Snapshot(key())],
+                |key| vec![Deed::Snapshot(key()), Deed::Write],
+                |key| vec![Deed::Write, Deed::Snapshot(key())],
+                |key| vec![Deed::Announce(key()), Deed::Fix],
+                |key| vec![Deed::Announce(key()), Deed::Write],
+                |key| vec![Deed::Remove(key())],
+                |key| vec![Deed::Remove(key()), Deed::Fix],
+                |key| vec![Deed::Resize(key(), SIZE + 3 * CLUSTER)],
+                |key| vec![Deed::Resize(key(), SIZE + 3 * CLUSTER), Deed::Write],
+                |key| vec![Deed::Own(key())],
+                |key| vec![Deed::Own(key()), Deed::Write],
+                |key| vec![Deed::Write, Deed::Own(key())],
+                |key| vec![Deed::Prepare(key())],
+                |key| vec![Deed::Copy(key())],
+                |_| vec![Deed::Write],
+                |_| vec![Deed::Write, Deed::Fix],
+                |_| vec![Deed::Same, Deed::Write],
+            ]),
+            Some(false) => pick(&[
+                |key| vec![Deed::CreateOn(key())],
+                |key| vec![Deed::CreateOn(key()), Deed::Fix],
+                |key| vec![Deed::CreateOn(key()), Deed::Write],
+                |key| vec![Deed::Remove(key())],
+                |key| vec![Deed::Remove(key()), Deed::Fix],
+                |key| vec![Deed::Remove(key()), Deed::Fix, Deed::Write],
+                |key| vec![Deed::Remove(key()), Deed::Same],
+                |key| vec![Deed::Own(key())],
+                |key| vec![Deed::Own(key()), Deed::Remove(key()), Deed::Fix],
+                |key| vec![Deed::Copy(key())],
+                |_| vec![Deed::Fix],
+                |_| vec![Deed::Fix, Deed::Write],
+            ]),
+            None => pick(&[
+                |key| vec![Deed::Remove(key())],
+                |key| vec![Deed::Remove(key()), Deed::Fix],
+                |key| vec![Deed::Remove(key()), Deed::Fix, Deed::Same],
+                |key| vec![Deed::Remove(key()), Deed::Same],
+                |key| vec![Deed::Fix, Deed::Remove(key()), Deed::Fix],
+                |_| vec![Deed::Fix],
+                |_| vec![Deed::Same],
+                |_| vec![Deed::Same, Deed::Fix],
+                |_| vec![Deed::Fix, Deed::Write],
+                |_| vec![Deed::Fix, Deed::Same],
+            ]),
         }
     }
 
@@ -274,6 +332,14 @@ impl Outlook {
         for effect in all() {
             outlook.apply(start, effect, &removed);
         }
+        if run && operation.name == REWRITES {
+            // Beside another host that writes, either may be the last.
+            for (key, want) in start.wants.iter().filter(|(_, want)| !want.unfinished) {
+                let Some(allowed) = outlook.model.get_mut(key) else { continue };
+                allowed.data.push(want.data.clone());
+                outlook.ever.entry(key.clone()).or_default().push(want.data.clone());
+            }
+        }
         outlook
     }
 
@@ -303,7 +369,9 @@ impl Outlook {
                 let data = if *later { self.ever.get(of) } else { self.model.get(of).map(|of| &of.data) };
                 let data = data.cloned().unwrap_or_default();
                 self.ever.entry(key.clone()).or_default().extend_from_slice(&data);
-                let lost = *later && removed.contains(of);
+                let unfinished = self.model.get(of).is_some_and(|of| of.unfinished);
+                // What storage lost and nobody wants any more is not brought back for what is built on it.
+                let lost = (*later || unfinished) && removed.contains(of);
                 if let Some(of) = self.model.get_mut(of) {
                     // A base that was removed is brought along from where it still is.
                     of.absent |= of.gone;

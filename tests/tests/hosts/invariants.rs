@@ -42,7 +42,7 @@ impl Moment {
     /// Every invariant that does not hold, with its number. `before`: an earlier moment.
     pub fn violations(&self, before: Option<&Moment>) -> Vec<String> {
         let mut found = Vec::new();
-        self.images(&mut found);
+        self.images(before, &mut found);
         self.volumes(&mut found);
         self.watermarks(&mut found);
         if let Some(before) = before {
@@ -52,15 +52,22 @@ impl Moment {
         found
     }
 
-    fn images(&self, found: &mut Vec<String>) {
+    fn images(&self, before: Option<&Moment>, found: &mut Vec<String>) {
         let raw = &self.raw;
+        // Of what lost its volume, to begin with, only the tag can go.
+        let lost = |id: &String| {
+            let was = before.and_then(|before| Some((before.raw.images.get(id)?, &before.raw)));
+            was.is_some_and(|(was, raw)| was["state"] == "pending" && raw.volume_of(id).is_none())
+        };
         for (id, image) in &raw.images {
             let state = text(&image["state"]);
             let volume = raw.volume_of(id);
             if state == "live" && volume.is_none_or(|volume| volume["state"] != "ready") {
                 found.push(format!("I4: image {id} is live on {volume:?}"));
             }
-            if matches!(state, "live" | "removed") && volume.is_none_or(|volume| volume["state"] == "doomed")
+            if matches!(state, "live" | "removed")
+                && volume.is_none_or(|volume| volume["state"] == "doomed")
+                && !(state == "removed" && lost(id))
             {
                 found.push(format!("I4: image {id} is {state} on {volume:?}"));
             }

@@ -7,6 +7,9 @@ use crate::operation::{ALL, OVERLAYS, Operation, family, remove, repair};
 use crate::scene::{SIZE, Scene, Storage};
 use crate::{changing, making};
 
+/// The operation that writes a disk with what it held at the start.
+pub const REWRITES: &str = "write a disk";
+
 /// Beside those of `causes`.
 const MORE: &[Operation] = &[
     Operation {
@@ -20,7 +23,7 @@ const MORE: &[Operation] = &[
         removes: &[],
     },
     Operation {
-        name: "write a disk",
+        name: REWRITES,
         storages: ALL,
         setup: family,
         run: |store, scene| {

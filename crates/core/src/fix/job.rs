@@ -78,10 +78,8 @@ impl FixJob {
             Action::CleanMarker(marker) => self.marker(marker)?,
             Action::CleanBlob(image, blob) => {
                 let _order = (!without!("fix.lock.blob")).then(|| try_lock(&self.repo, image)).transpose()?;
-                if without!("fix.reread.blob")
-                    || check::needs(&self.repo, &env.repos, self.action)? == Some(self.action)
-                {
-                    self.repo.driver.delete_blob(image, blob)?;
+                if self.repo.driver.blobs(image)?.contains(&blob) {
+                    clean::blob(&self.repo, image, blob)?;
                 }
             }
             Action::CleanProgress(id) => {

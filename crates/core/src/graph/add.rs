@@ -5,7 +5,7 @@
 
 use vdsmstore_io::without;
 
-use crate::id::{ImageId, Token, VolumeId};
+use crate::id::{BlobId, ImageId, Token, VolumeId};
 use crate::options::Strategy;
 use crate::record::{
     Backing, Fill, How, ImageRecord, Kind, State, Unknown, VolumeFormat, VolumeRecord, VolumeState,
@@ -23,6 +23,8 @@ pub(crate) struct NewVolume {
     pub size: u64,
     pub backing: Option<Backing>,
     pub fill: Fill,
+    /// What it is built on need not be here.
+    pub partial: bool,
 }
 
 /// An image to be made on a new volume.
@@ -35,6 +37,8 @@ pub(crate) struct NewImage<'a> {
     pub user_data: &'a str,
     pub request: Option<String>,
     pub token: Token,
+    /// The file that its volume is filled from: the fill gets a blob of it.
+    pub file: Option<&'a [u8]>,
 }
 
 /// What became of an intent.
@@ -115,15 +119,17 @@ pub(crate) fn withdraw_volume(repo: &Repo, record: &VolumeRecord, holder: ImageI
 }
 
 /// Announces a new image on a new volume.
-pub(crate) fn intend(repo: &Repo, new: &NewImage<'_>, volume: NewVolume) -> Result<Intended> {
+pub(crate) fn intend(repo: &Repo, new: &NewImage<'_>, mut volume: NewVolume) -> Result<Intended> {
     if let Some(taken) = repo.image(new.id)? {
         return Ok(Intended::Taken(taken));
     }
     // Nobody takes for garbage what is only half announced.
     let _order = (!without!("add.lock")).then(|| lock_image(repo, new.id)).transpose()?;
+    let file = new.file.map(|bytes| repo.store_blob(new.id, bytes).map(|blob| (blob, bytes))).transpose()?;
+    volume.fill.blob = file.map(|(blob, _)| blob);
     let backing = volume.backing.clone();
-    let is_clone = volume.fill.how == How::Clone;
-    let volume = announce_volume(repo, volume, new.id)?;
+    let (is_clone, partial) = (volume.fill.how == How::Clone, volume.partial);
+    let volume = announce_volume(repo, volume, new.id).inspect_err(|_| drop_file(repo, new.id, file))?;
     let intended = (|| {
         let mut image = pending(repo, new, volume.id())?;
         if !repo.create(&mut image)? {
@@ -131,11 +137,13 @@ pub(crate) fn intend(repo: &Repo, new: &NewImage<'_>, volume: NewVolume) -> Resu
             drop_user_data(repo, &image);
             return Ok(Intended::Taken(taken));
         }
-        let looked = look_at_volume(repo, volume.id(), new.id).and_then(|()| match &backing {
-            // A clone is built on what its source is built on: that the source is whole is seen when it is made.
-            Some(backing) if !is_clone => look(repo, backing.image, true),
-            _ => Ok(()),
-        });
+        let looked = look_at_volume(repo, volume.id(), new.id)
+            .and_then(|()| look_at_blobs(repo, new, &image, file))
+            .and_then(|()| match &backing {
+                // A clone is built on what its source is built on: that the source is whole is seen when it is made.
+                Some(backing) if !is_clone => look(repo, backing.image, partial),
+                _ => Ok(()),
+            });
         match looked {
             Ok(()) => Ok(Intended::New(image)),
             Err(error) => {
@@ -146,8 +154,38 @@ pub(crate) fn intend(repo: &Repo, new: &NewImage<'_>, volume: NewVolume) -> Resu
     })();
     if !matches!(intended, Ok(Intended::New(_))) {
         withdraw_volume(repo, &volume, new.id);
+        // The storage may have failed: the image may be there after all, and need it.
+        if matches!(intended, Ok(_)) || matches!(repo.image(new.id), Ok(None)) {
+            drop_file(repo, new.id, file);
+        }
     }
     intended
+}
+
+fn drop_file(repo: &Repo, image: ImageId, file: Option<(BlobId, &[u8])>) {
+    if let Some((blob, _)) = file {
+        // Left behind, it is garbage that a check finds.
+        let _ = repo.driver.delete_blob(image, blob);
+    }
+}
+
+/// Until an image names its blobs, only its lock keeps a deleter from taking them for garbage. Should that have been a lie,
+/// they come back.
+pub(crate) fn look_at_blobs(
+    repo: &Repo,
+    new: &NewImage<'_>,
+    image: &ImageRecord,
+    file: Option<(BlobId, &[u8])>,
+) -> Result<()> {
+    let user_data = image.user_data.map(|data| (data.blob, new.user_data.as_bytes()));
+    if user_data.is_none() && file.is_none() || without!("add.look.blob") {
+        return Ok(());
+    }
+    let there = repo.driver.blobs(new.id)?;
+    for (blob, bytes) in user_data.into_iter().chain(file).filter(|(blob, _)| !there.contains(blob)) {
+        repo.driver.put_blob(new.id, blob, bytes)?;
+    }
+    Ok(())
 }
 
 /// Before a volume has its first holder's marker, no lock keeps a deleter from taking it for garbage; and the lock may have

@@ -9,7 +9,7 @@ use crate::id::{BlobId, ImageId, VolumeId};
 use crate::record::{ImageRecord, Kind, State, VolumeRecord, VolumeState};
 use crate::repo::{Change, Repo};
 use crate::repository::{Access, Marker, Put, Read, RecordKey};
-use crate::{ErrorKind, Result};
+use crate::{Error, ErrorKind, Result};
 
 use super::look::{Now, View};
 use super::{mirror, switch};
@@ -81,6 +81,31 @@ fn entomb(repo: &Repo, record: &ImageRecord) -> Result<bool> {
     }
     repo.driver.delete_progress(id)?;
     if early { bury(repo, record) } else { Ok(true) }
+}
+
+/// Removes a blob that no image names. It stays where the record of its image changes just now.
+pub(crate) fn blob(repo: &Repo, owner: ImageId, blob: BlobId) -> Result<()> {
+    let is_named = |image: &ImageRecord| Ok::<_, Error>(blobs_of(repo, image)?.contains(&blob));
+    if let Some(mut image) = repo.image(owner)? {
+        if is_named(&image)? && !without!("clean.compare.blob") {
+            return Ok(());
+        }
+        // Who has stored it, and not named it yet, must get a conflict, so that it stores another.
+        if without!("clean.fence.blob") || repo.replace(&mut image)? {
+            repo.driver.delete_blob(owner, blob)?;
+        }
+        return Ok(());
+    }
+    // Its image may be announced right now by who lost its lock.
+    let bytes = repo.driver.get_blob(owner, blob)?;
+    repo.driver.delete_blob(owner, blob)?;
+    if let Some(image) = repo.image(owner)?
+        && is_named(&image)?
+        && !without!("clean.reread.blob")
+    {
+        repo.driver.put_blob(owner, blob, &bytes)?;
+    }
+    Ok(())
 }
 
 /// The blobs that the image and what it is to be filled from name.

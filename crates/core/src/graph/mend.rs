@@ -223,7 +223,13 @@ impl Mend {
         let Some(other) = elsewhere(&env.repos, &self.repo, self.image)? else { return Ok(Step::Done) };
         let source = Source { repo: other.driver.repository_nonce(), image: self.image, token: image.token };
         let fill = Fill { source: Some(source), ..Fill::simple(How::Copy) };
-        let volume = add::NewVolume { format: VolumeFormat::Raw, size: image.size, backing: None, fill };
+        let volume = add::NewVolume {
+            format: VolumeFormat::Raw,
+            size: image.size,
+            backing: None,
+            fill,
+            partial: false,
+        };
         replace::refill(&self.repo, image, volume)?;
         Ok(Step::Again)
     }

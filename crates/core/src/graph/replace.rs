@@ -29,7 +29,8 @@ pub(crate) fn begin(repo: &Repo, whole: &Chain) -> Result<bool> {
     }
     let mut fill = Fill::simple(How::Flatten);
     fill.preallocate = image.strategy == Strategy::Performance;
-    let new = add::NewVolume { format: VolumeFormat::Raw, size: image.size, backing: None, fill };
+    let new =
+        add::NewVolume { format: VolumeFormat::Raw, size: image.size, backing: None, fill, partial: false };
     let next = add::announce_volume(repo, new, image.id())?;
     let announced = repo.update_image(image.id(), |now| {
         if now.volume != image.volume && !without!("replace.compare.begun-volume")

@@ -59,7 +59,8 @@ pub(crate) fn intend(repo: &Repo, disk: ImageId, new: &NewImage<'_>) -> Result<I
         return Ok(Intended::Taken(taken));
     }
     // Should the locks have been a lie, the marker was taken for left over.
-    let announced = add::look_at_volume(repo, volume, new.id);
+    let announced = add::look_at_volume(repo, volume, new.id)
+        .and_then(|()| add::look_at_blobs(repo, new, &snapshot, None));
     let freeze = |now: &mut ImageRecord| {
         if now.volume != volume && !without!("switch.compare.volume")
             || now.open != record.open && !without!("switch.compare.open")
@@ -117,7 +118,7 @@ pub(crate) fn take_moment(repo: &Repo, disk: &ImageRecord, new: &NewImage<'_>) -
     let new = NewImage { token: Token::random(), ..new.clone() };
     let source = Source { repo: repo.driver.repository_nonce(), image: id, token: new.token };
     let fill = Fill { source: Some(source), ..Fill::simple(How::Clone) };
-    let volume = NewVolume { format, size, backing, fill: fill.clone() };
+    let volume = NewVolume { format, size, backing, fill: fill.clone(), partial: false };
     let intended = add::intend(repo, &new, volume)?;
     if let Intended::New(snapshot) = &intended {
         let cloned = (|| {
@@ -213,6 +214,7 @@ fn overlay(repo: &Repo, disk: &ImageRecord, frozen: &[ImageRecord], volume: &Vol
         size: disk.size,
         backing: Some(Backing { image: base.id(), size: base.size }),
         fill: Fill::simple(How::Zero),
+        partial: false,
     };
     let mut top = add::announce_volume(repo, new, disk.id())?;
     let opened = repo.driver.create_volume(top.id())?;
@@ -257,6 +259,7 @@ fn clone_for(repo: &Repo, snapshot: &ImageRecord, volume: &VolumeRecord, opened:
         size: volume.size,
         backing: volume.backing.clone(),
         fill: Fill::simple(How::Clone),
+        partial: false,
     };
     let mut copy = add::announce_volume(repo, new, snapshot.id())?;
     let handle = repo.driver.clone_volume(opened, copy.id())?;
@@ -364,5 +367,6 @@ fn hidden(disk: &ImageRecord) -> NewImage<'static> {
         user_data: "{}",
         request: None,
         token: disk.token,
+        file: None,
     }
 }

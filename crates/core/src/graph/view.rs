@@ -2,6 +2,7 @@
 
 use vdsmstore_io::without;
 
+use crate::id::ImageId;
 use crate::record::{ImageRecord, Kind, OpenMode, State};
 use crate::repo::Repo;
 use crate::repository::Read;
@@ -11,6 +12,14 @@ use crate::{ErrorKind, Result};
 use super::chain::{Chain, Resolved, resolve};
 use super::lease;
 use super::look::Now;
+
+/// The image, for who is only told of it.
+pub(crate) fn shown(repo: &Repo, id: ImageId) -> Result<ImageRecord> {
+    match repo.image_with(id, Read::Relaxed)? {
+        Some(image) if image.visible() => Ok(image),
+        _ => repo.visible_image(id),
+    }
+}
 
 /// Whether it can be used, and what is known of the work on it.
 pub(crate) fn status(repo: &Repo, image: &ImageRecord, tasks: Vec<TaskInfo>) -> Result<ImageStatus> {

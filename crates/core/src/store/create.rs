@@ -8,7 +8,7 @@ use crate::graph::add::{self, Intended, NewImage, NewVolume};
 use crate::graph::chain::{Chain, MAX_DEPTH};
 use crate::graph::search::{Found, Search};
 use crate::graph::{chain, clean, import, in_use, lease, lock_image, replace, switch};
-use crate::id::{BlobId, ImageId, Token};
+use crate::id::{ImageId, Token};
 use crate::options::{AutoFix, Bandwidth, CopyOptions, CreateOptions, Strategy};
 use crate::record::{Backing, Fill, How, ImageRecord, Kind, Source, State, VolumeFormat, VolumeRecord};
 use crate::repo::{Change, Repo};
@@ -107,7 +107,16 @@ pub(super) fn virtual_disk(
         && volume.backing.as_ref().is_none_or(|backing| is_whole(&repo, backing.image))
         && volume.fill.source.as_ref().is_none_or(|source| is_whole(&repo, source.image));
     let strategy = options.strategy;
-    let new = NewImage { id, kind: Kind::Disk, size, strategy, user_data, request, token: Token::random() };
+    let new = NewImage {
+        id,
+        kind: Kind::Disk,
+        size,
+        strategy,
+        user_data,
+        request,
+        token: Token::random(),
+        file: None,
+    };
     match add::intend(&repo, &new, volume)? {
         Intended::Taken(image) => taken(&repo, &image, new.request.as_ref()),
         Intended::New(_) if options.auto_fix == AutoFix::Off => Ok(id),
@@ -137,7 +146,7 @@ fn is_whole(repo: &Repo, id: ImageId) -> bool {
 fn blank(size: u64, strategy: Strategy) -> NewVolume {
     let mut fill = Fill::simple(How::Zero);
     fill.preallocate = strategy == Strategy::Performance;
-    NewVolume { format: VolumeFormat::Raw, size, backing: None, fill }
+    NewVolume { format: VolumeFormat::Raw, size, backing: None, fill, partial: false }
 }
 
 /// The size and volume of a disk that starts as a snapshot.
@@ -177,7 +186,7 @@ fn on_base(
     }
     let backing = Backing { image: base, size: record.size };
     let fill = Fill::simple(How::Zero);
-    Ok((size, NewVolume { format: VolumeFormat::Qcow2, size, backing: Some(backing), fill }))
+    Ok((size, NewVolume { format: VolumeFormat::Qcow2, size, backing: Some(backing), fill, partial: false }))
 }
 
 /// Fails if an overlay on the image would be spread over too many volumes.
@@ -218,7 +227,7 @@ fn clone_of(repo: &Repo, base: ImageId, size: u64) -> Result<Option<NewVolume>> 
     let source = Source { repo: repo.driver.repository_nonce(), image: base, token: image.token };
     let fill = Fill { source: Some(source), ..Fill::simple(How::Clone) };
     let VolumeRecord { format, backing, .. } = volume;
-    Ok(Some(NewVolume { format, size, backing, fill }))
+    Ok(Some(NewVolume { format, size, backing, fill, partial: false }))
 }
 
 /// A raw volume with all data of an image.
@@ -226,7 +235,7 @@ fn full_copy(found: &Found, size: u64, strategy: Strategy, bandwidth: Option<Ban
     let mut fill = Fill { source: Some(source_of(found)), ..Fill::simple(How::Copy) };
     fill.preallocate = strategy == Strategy::Performance;
     fill.bandwidth = bandwidth.map(|limit| limit.0);
-    NewVolume { format: VolumeFormat::Raw, size, backing: None, fill }
+    NewVolume { format: VolumeFormat::Raw, size, backing: None, fill, partial: false }
 }
 
 fn source_of(found: &Found) -> Source {
@@ -270,6 +279,7 @@ pub(super) fn snapshot(
         user_data,
         request,
         token: record.token,
+        file: None,
     };
     if switch::needs_moment(&repo, &record)? {
         match store.explained(&repo, disk, switch::take_moment(&repo, &record, &new))? {
@@ -375,7 +385,7 @@ pub(super) fn copy(
     let kind = if options.mutable { Kind::Disk } else { Kind::Snapshot };
     let token = if options.mutable { Token::random() } else { found.record.token };
     let size = found.record.size;
-    let new = NewImage { id, kind, size, strategy: options.strategy, user_data, request, token };
+    let new = NewImage { id, kind, size, strategy: options.strategy, user_data, request, token, file: None };
     match add::intend(&repo, &new, volume)? {
         Intended::Taken(image) => taken(&repo, &image, new.request.as_ref()),
         Intended::New(_) if options.auto_fix == AutoFix::Off => Ok(id),
@@ -423,7 +433,7 @@ fn difference(
         }
         fill.base = Some(backing.image);
     }
-    Ok(NewVolume { format: VolumeFormat::Qcow2, size, backing, fill })
+    Ok(NewVolume { format: VolumeFormat::Qcow2, size, backing, fill, partial })
 }
 
 /// A snapshot under its own id in the repository: new, brought back, mended, or there already.
@@ -444,6 +454,7 @@ fn snapshot_copy(
         user_data,
         request: None,
         token: record.token,
+        file: None,
     };
     for _ in 0..RETRIES {
         let present = match repo.image(id)? {
@@ -570,26 +581,22 @@ pub(super) fn import(
     let bytes = serde_json::to_vec(&file).map_err(|error| {
         Error::new(ErrorKind::Internal, format!("the name of a file cannot be written: {error}"))
     })?;
-    let blob = BlobId::random();
-    repo.driver.put_blob(id, blob, &bytes)?;
-    let mut fill = Fill { blob: Some(blob), ..Fill::simple(How::Import) };
+    let mut fill = Fill::simple(How::Import);
     fill.bandwidth = options.bandwidth.map(|limit| limit.0);
     fill.preallocate = options.strategy == Strategy::Performance;
-    let volume = NewVolume { format: VolumeFormat::Raw, size, backing: None, fill };
+    let volume = NewVolume { format: VolumeFormat::Raw, size, backing: None, fill, partial: false };
     let strategy = options.strategy;
-    let new = NewImage { id, kind: Kind::Disk, size, strategy, user_data, request, token: Token::random() };
-    let intended = add::intend(&repo, &new, volume);
-    let unused = match &intended {
-        Ok(Intended::New(_)) => false,
-        Ok(Intended::Taken(_)) => true,
-        // The storage failed: the image may be there after all, and need it.
-        Err(_) => matches!(repo.image(id), Ok(None)),
+    let new = NewImage {
+        id,
+        kind: Kind::Disk,
+        size,
+        strategy,
+        user_data,
+        request,
+        token: Token::random(),
+        file: Some(&bytes),
     };
-    if unused {
-        // Left behind, it is garbage that a check finds.
-        let _ = repo.driver.delete_blob(id, blob);
-    }
-    match intended? {
+    match add::intend(&repo, &new, volume)? {
         Intended::Taken(image) => taken(&repo, &image, new.request.as_ref()),
         Intended::New(_) if options.auto_fix == AutoFix::Off => Ok(id),
         Intended::New(_) => store.mend(&repo, id, options.task_id.as_deref(), options.auto_fix).map(|()| id),

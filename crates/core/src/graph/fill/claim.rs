@@ -60,7 +60,7 @@ pub(super) fn replace_volume(repo: &Repo, image: &ImageRecord, mut fill: Fill) -
     let Some(old) = filled(image) else { return Ok(()) };
     let record = repo.volume(old)?.ok_or_else(|| add::displaced(repo, old))?;
     let (format, size, backing) = (record.format, record.size, record.backing);
-    point(repo, image, old, add::NewVolume { format, size, backing, fill })
+    point(repo, image, old, add::NewVolume { format, size, backing, fill, partial: false })
 }
 
 /// Announces a clone anew: what is to be cloned has another representation by now. A snapshot that cannot be cloned to
@@ -74,11 +74,11 @@ pub(super) fn clone_anew(repo: &Repo, image: &ImageRecord, fill: &Fill) -> Resul
     let fits = now.size == image.size || now.format == VolumeFormat::Raw && now.size < image.size;
     let new = if is_disk || fits {
         let size = if is_disk { now.size } else { image.size };
-        add::NewVolume { format: now.format, size, backing: now.backing, fill: fill.clone() }
+        add::NewVolume { format: now.format, size, backing: now.backing, fill: fill.clone(), partial: false }
     } else {
         let backing = Some(Backing { image: source, size: record.size });
         let fill = Fill::simple(How::Zero);
-        add::NewVolume { format: VolumeFormat::Qcow2, size: image.size, backing, fill }
+        add::NewVolume { format: VolumeFormat::Qcow2, size: image.size, backing, fill, partial: false }
     };
     let base = new.backing.as_ref().filter(|_| new.fill.how != How::Clone).map(|backing| backing.image);
     point(repo, image, old, new)?;

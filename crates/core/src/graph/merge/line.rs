@@ -7,7 +7,7 @@ use vdsmstore_io::Layer;
 use crate::Result;
 use crate::graph::chain::MAX_DEPTH;
 use crate::graph::look::View;
-use crate::id::{ImageId, Token};
+use crate::id::{ImageId, Token, VolumeId};
 use crate::record::{Backing, ImageRecord, Kind, State, VolumeFormat, VolumeRecord, VolumeState};
 use crate::repo::Repo;
 use crate::repository::OpenVolume;
@@ -120,6 +120,11 @@ impl Line {
     /// All images, lowest first.
     pub fn ids(&self) -> impl Iterator<Item = ImageId> {
         self.lowers.iter().map(|lower| lower.image.id()).chain([self.upper.id()])
+    }
+
+    /// The volumes of all, lowest first.
+    pub fn volumes(&self) -> impl Iterator<Item = VolumeId> {
+        self.lowers.iter().map(|lower| lower.volume.id()).chain([self.upper_volume.id()])
     }
 
     /// Whether they are the same images on the same volumes.

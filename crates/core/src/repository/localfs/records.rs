@@ -215,9 +215,14 @@ impl Tree {
             return Ok(Put::Unknown);
         }
         drop(temporary);
-        // `base` stays for those who have listed but not opened yet.
-        for old in generations(&names, id).filter(|&generation| generation < base) {
-            let _ = shard.unlink(&record_name(id, old));
+        // `base` stays for those who have listed but not opened yet. One that cannot be removed keeps those after it, so
+        // that the highest is what has no next one (`unchanged`).
+        let mut old: Vec<_> = generations(&names, id).filter(|&generation| generation < base).collect();
+        old.sort_unstable();
+        for old in old {
+            if shard.unlink(&record_name(id, old)).is_err() {
+                break;
+            }
         }
         self.sweep(shard, &names);
         Ok(Put::Done(next))
@@ -247,8 +252,8 @@ fn is_tombstone(bytes: &[u8]) -> bool {
     suspicious && Sketch::of(bytes).tombstone
 }
 
-/// The document of a generation, if it is there and the next one is not: nearly always the highest then, and found
-/// without a listing.
+/// The document of a generation, if it is there and the next one is not: found without a listing, it is the highest then,
+/// unless a writer that stood still for two puts died with a name that it had to take back.
 fn unchanged(shard: &Dir, id: Uuid, generation: Generation) -> Result<Option<Vec<u8>>> {
     match generation.checked_add(1) {
         Some(next) if shard.stat(&record_name(id, next))?.is_none() => {

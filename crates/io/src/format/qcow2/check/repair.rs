@@ -33,10 +33,25 @@ pub enum Repair {
 ///
 /// Errors as of [`check`](super::check()), and those of the device; the image can then be repaired again.
 pub fn repair(device: &dyn Device, what: Repair) -> Result<Report> {
+    let wrong = |report: &Report| report.corruptions + report.leaks + report.check_errors;
+    let (found, mut report) = repair_once(device, what)?;
+    let mut before = wrong(&found);
+    // What was repaired may have been in the way of something: leaks can go where nothing is hidden any more.
+    while what == Repair::All && (1..before).contains(&wrong(&report)) {
+        before = wrong(&report);
+        report = repair_once(device, what)?.1;
+    }
+    report.corruptions_fixed = found.corruptions.saturating_sub(report.corruptions);
+    report.leaks_fixed = found.leaks.saturating_sub(report.leaks);
+    Ok(report)
+}
+
+/// What was found, and what is left.
+fn repair_once(device: &dyn Device, what: Repair) -> Result<(Report, Report)> {
     let mut before = Checker::run(device, Look::Everything)?;
     let found = before.report.clone();
     if before.tally.doubts > 0 {
-        return Ok(found);
+        return Ok((found.clone(), found));
     }
     if what == Repair::All {
         if before.tally.blind == 0 && before.complete_bitmaps()? {
@@ -76,10 +91,7 @@ pub fn repair(device: &dyn Device, what: Repair) -> Result<Report> {
     if after.report.corruptions == 0 && after.report.check_errors == 0 {
         after.clear_header_marks()?;
     }
-    let mut report = after.report;
-    report.corruptions_fixed = found.corruptions.saturating_sub(report.corruptions);
-    report.leaks_fixed = found.leaks.saturating_sub(report.leaks);
-    Ok(report)
+    Ok((found, after.report))
 }
 
 impl Checker<'_> {
