@@ -66,8 +66,10 @@ impl FixJob {
             Action::CleanImage(id) => {
                 let _order = (!without!("fix.lock.image")).then(|| try_lock(&self.repo, id)).transpose()?;
                 // What was seen before the lock was had may be what a call was in the middle of.
-                if check::needs(&self.repo, &env.repos, self.action)? == Some(self.action) {
-                    clean::forsaken(&self.repo, id)?;
+                if let Some(seen) = self.repo.image(id)?
+                    && check::needs(&self.repo, &env.repos, self.action)? == Some(self.action)
+                {
+                    clean::forsaken(&self.repo, &seen)?;
                 }
             }
             Action::CleanVolume(id) => {

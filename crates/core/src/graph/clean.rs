@@ -37,11 +37,15 @@ pub(crate) fn image(repo: &Repo, id: ImageId) -> Result<()> {
 
 /// Removes what is left of an image that nobody was promised: one that was announced and never got a volume, a snapshot
 /// that no disk is to be frozen as; or one that is removed anyway.
-pub(crate) fn forsaken(repo: &Repo, id: ImageId) -> Result<()> {
+pub(crate) fn forsaken(repo: &Repo, seen: &ImageRecord) -> Result<()> {
+    let id = seen.id();
     let mut was_pending = false;
     let removed = repo.update_image(id, |now| {
         was_pending = now.state == State::Pending;
-        if !was_pending {
+        // Who answers a repeated call with it claims it.
+        let told = now.header.epoch != seen.header.epoch && !without!("clean.compare.told");
+        if !was_pending || told {
+            was_pending = false;
             return Ok(Change::Keep);
         }
         now.state = State::Removed;

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use serde_json::Value;
 use vdsmstore_io::device::sim::hosts::{self, mix};
@@ -33,6 +33,23 @@ impl From<Marker> for Name {
             Marker::Holder(volume, image) => Name::Holder(volume, image),
         }
     }
+}
+
+/// With `VDSMSTORE_SIM_TRACE` in the environment every change of a name is printed.
+fn trace(by: Incarnation, name: Name, node: Option<&Node>) {
+    static WANTED: LazyLock<bool> = LazyLock::new(|| std::env::var_os("VDSMSTORE_SIM_TRACE").is_some());
+    if !*WANTED {
+        return;
+    }
+    let text = match node {
+        None => "is removed".to_owned(),
+        Some(Node::Record { generation, bytes: None }) => format!("{generation}: a tombstone"),
+        Some(Node::Record { generation, bytes: Some(bytes) }) => {
+            format!("{generation}: {}", String::from_utf8_lossy(bytes))
+        }
+        Some(_) => "is there".to_owned(),
+    };
+    println!("{by}: {name:?} {text}");
 }
 
 /// What a name stands for.
@@ -193,6 +210,7 @@ impl State {
 
     /// Everybody sees it from now on; durable it is not.
     pub(super) fn change(&mut self, by: Incarnation, name: Name, node: Option<Node>) {
+        trace(by, name, node.as_ref());
         if let (Name::Record(key), Some(_)) = (name, self.stale.chance) {
             let former = self.visible(name).cloned();
             self.stale.changes += 1;

@@ -264,7 +264,11 @@ pub(super) fn snapshot(
         }
         // The same call came so far before, and never returned: its moment may have passed.
         let _own = lock_image(&repo, id)?;
-        clean::forsaken(&repo, id)?;
+        if let Some(seen) = repo.image(id)?
+            && !is_promised(&repo, id)?
+        {
+            clean::forsaken(&repo, &seen)?;
+        }
     }
     // One that was only announced comes first: its moment has passed.
     if repo.visible_image(disk)?.freeze.len() >= MAX_FREEZE {
@@ -288,7 +292,14 @@ pub(super) fn snapshot(
         }
     } else {
         match store.explained(&repo, disk, switch::intend(&repo, disk, &new))? {
-            Intended::Taken(image) => return taken(&repo, &image, new.request.as_ref()),
+            Intended::Taken(image) => {
+                let id = taken(&repo, &image, new.request.as_ref())?;
+                return if is_promised(&repo, id)? {
+                    Ok(id)
+                } else {
+                    Err(in_use(&repo, id, "another call is about to make it"))
+                };
+            }
             Intended::New(_) if options.auto_fix == AutoFix::Off => return Ok(id),
             Intended::New(made) => {
                 if let Err(error) = switch::complete(&repo, disk) {
@@ -312,7 +323,7 @@ fn is_promised(repo: &Repo, id: ImageId) -> Result<bool> {
     }
     Ok(match repo.image(id)? {
         Some(image) if image.state == State::Pending => switch::disk_of(repo, &image)?.is_some(),
-        image => image.is_some(),
+        image => image.is_some_and(|image| image.visible()),
     })
 }
 
