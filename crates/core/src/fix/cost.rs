@@ -28,7 +28,7 @@ pub(crate) fn cost(
     action: Action,
     exact: bool,
 ) -> Result<Cost> {
-    let image = action.image().and_then(|id| all.images.get(&id));
+    let image = action.image().and_then(|id| all.images.get(&id)).map(AsRef::as_ref);
     if let (true, Some(image)) = (exact, image) {
         let priced = match action {
             Action::Mend(_) => mending(repo, repos, all, image),

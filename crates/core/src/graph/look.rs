@@ -140,8 +140,8 @@ impl View for Now<'_> {
 /// Everything in a repository, read once.
 #[derive(Debug, Default)]
 pub(crate) struct Everything {
-    pub images: BTreeMap<ImageId, ImageRecord>,
-    pub volumes: BTreeMap<VolumeId, VolumeRecord>,
+    pub images: BTreeMap<ImageId, Box<ImageRecord>>,
+    pub volumes: BTreeMap<VolumeId, Box<VolumeRecord>>,
     pub objects: BTreeSet<VolumeId>,
     pub markers: Vec<Marker>,
     pub blobs: Vec<(ImageId, BlobId)>,
@@ -157,9 +157,12 @@ pub(crate) struct Everything {
 /// What one shard holds.
 #[derive(Default)]
 struct Shard {
-    images: Vec<(ImageId, ImageRecord)>,
-    volumes: Vec<(VolumeId, VolumeRecord)>,
+    /// Boxed, since they are moved several times.
+    images: Vec<(ImageId, Box<ImageRecord>)>,
+    volumes: Vec<(VolumeId, Box<VolumeRecord>)>,
     markers: Vec<Marker>,
+    children: BTreeMap<ImageId, Vec<VolumeId>>,
+    holders: BTreeMap<VolumeId, Vec<ImageId>>,
     blobs: Vec<(ImageId, BlobId)>,
     progress: Vec<ImageId>,
     corrupt: Vec<Uuid>,
@@ -169,23 +172,29 @@ impl Everything {
     /// Reads the repository. What refers comes before what is referred to: objects and markers, then records; so that
     /// what is made meanwhile is not taken for left over.
     pub fn read(repo: &Repo) -> Result<Self> {
-        let mut all = Self { objects: repo.driver.list_volumes()?.into_iter().collect(), ..Self::default() };
-        let read = || each(&repo.driver.shards(None)?, 1, |shard| Shard::read(repo, *shard));
-        let (leftovers, parts) = if machine::is_simulated() {
+        let read = || -> Result<_> {
+            let objects = repo.driver.list_volumes()?;
+            Ok((objects, each(&repo.driver.shards(None)?, 1, |shard| Shard::read(repo, *shard))?))
+        };
+        let (leftovers, found) = if machine::is_simulated() {
             (repo.driver.leftovers(), read())
         } else {
             thread::scope(|scope| {
                 let leftovers = scope.spawn(|| repo.driver.leftovers());
-                let parts = read();
-                (leftovers.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), parts)
+                let found = read();
+                (leftovers.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), found)
             })
         };
-        all.leftovers = leftovers?;
-        let parts = parts?;
+        let (objects, parts) = found?;
+        let mut all =
+            Self { objects: objects.into_iter().collect(), leftovers: leftovers?, ..Self::default() };
         let (mut images, mut volumes) = (Vec::new(), Vec::new());
+        let (mut children, mut holders) = (Vec::new(), Vec::new());
         for part in parts {
             images.extend(part.images);
             volumes.extend(part.volumes);
+            children.extend(part.children);
+            holders.extend(part.holders);
             all.markers.extend(part.markers);
             all.blobs.extend(part.blobs);
             all.progress.extend(part.progress);
@@ -194,12 +203,8 @@ impl Everything {
         // They are in order: a map that is made of all at once is packed.
         all.images = images.into_iter().collect();
         all.volumes = volumes.into_iter().collect();
-        for marker in &all.markers {
-            match *marker {
-                Marker::Child(image, volume) => all.children.entry(image).or_default().push(volume),
-                Marker::Holder(volume, image) => all.holders.entry(volume).or_default().push(image),
-            }
-        }
+        all.children = children.into_iter().collect();
+        all.holders = holders.into_iter().collect();
         Ok(all)
     }
 
@@ -220,10 +225,10 @@ impl Shard {
             all.read_referring(repo, shard)?;
         }
         let (volumes, corrupt) = records(repo, RecordKind::Volume, shard)?;
-        all.volumes = volumes.into_iter().map(|(id, volume)| (VolumeId(id), volume)).collect();
+        all.volumes = volumes.into_iter().map(|(id, volume)| (VolumeId(id), Box::new(volume))).collect();
         all.corrupt = corrupt;
         let (images, corrupt) = records(repo, RecordKind::Image, shard)?;
-        all.images = images.into_iter().map(|(id, image)| (ImageId(id), image)).collect();
+        all.images = images.into_iter().map(|(id, image)| (ImageId(id), Box::new(image))).collect();
         all.corrupt.extend(corrupt);
         if late {
             all.read_referring(repo, shard)?;
@@ -235,6 +240,13 @@ impl Shard {
         self.blobs = repo.driver.list_blobs(shard)?;
         self.progress = repo.driver.list_progress(shard)?;
         self.markers = repo.driver.list_markers(shard)?;
+        // The shard of a marker is that of the one by which it is looked for.
+        for marker in &self.markers {
+            match *marker {
+                Marker::Child(image, volume) => self.children.entry(image).or_default().push(volume),
+                Marker::Holder(volume, image) => self.holders.entry(volume).or_default().push(image),
+            }
+        }
         Ok(())
     }
 }
@@ -257,12 +269,12 @@ fn records<R: Record>(repo: &Repo, kind: RecordKind, shard: u16) -> Result<(Vec<
 impl View for Everything {
     fn image(&self, id: ImageId) -> Result<Option<ImageRecord>> {
         self.ensure_read(id.0)?;
-        Ok(self.images.get(&id).cloned())
+        Ok(self.images.get(&id).map(|image| (**image).clone()))
     }
 
     fn volume(&self, id: VolumeId) -> Result<Option<VolumeRecord>> {
         self.ensure_read(id.0)?;
-        Ok(self.volumes.get(&id).cloned())
+        Ok(self.volumes.get(&id).map(|volume| (**volume).clone()))
     }
 
     fn children(&self, id: ImageId) -> Result<Vec<VolumeId>> {

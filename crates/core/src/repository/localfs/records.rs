@@ -247,8 +247,8 @@ fn alive(bytes: Vec<u8>, generation: Generation) -> Option<Versioned> {
 
 /// Whether the document says that it is one; most do not even have the word, nor a way to hide it.
 fn is_tombstone(bytes: &[u8]) -> bool {
-    const WORD: &[u8] = b"tombstone";
-    let suspicious = bytes.contains(&b'\\') || bytes.windows(WORD.len()).any(|part| part == WORD);
+    let suspicious =
+        memchr::memchr(b'\\', bytes).is_some() || memchr::memmem::find(bytes, b"tombstone").is_some();
     suspicious && Sketch::of(bytes).tombstone
 }
 
