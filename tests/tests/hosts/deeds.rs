@@ -332,6 +332,16 @@ impl Outlook {
         for effect in all() {
             outlook.apply(start, effect, &removed);
         }
+        // What was removed may have been made once more, from what it was made from at first.
+        for key in removed.iter().filter(|_| all().any(|effect| matches!(effect, Effect::Same(_)))) {
+            let (Some(allowed), Some(want)) = (outlook.model.get_mut(key), start.wants.get(key)) else {
+                continue;
+            };
+            if want.unfinished {
+                allowed.data.push(want.data.clone());
+                outlook.ever.entry(key.clone()).or_default().push(want.data.clone());
+            }
+        }
         if run && operation.name == REWRITES {
             // Beside another host that writes, either may be the last.
             for (key, want) in start.wants.iter().filter(|(_, want)| !want.unfinished) {

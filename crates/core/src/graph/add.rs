@@ -128,7 +128,9 @@ pub(crate) fn intend(repo: &Repo, new: &NewImage<'_>, mut volume: NewVolume) -> 
     let file = new.file.map(|bytes| repo.store_blob(new.id, bytes).map(|blob| (blob, bytes))).transpose()?;
     volume.fill.blob = file.map(|(blob, _)| blob);
     let backing = volume.backing.clone();
-    let (is_clone, partial) = (volume.fill.how == How::Clone, volume.partial);
+    let partial = volume.partial;
+    let cloned =
+        volume.fill.source.as_ref().filter(|_| volume.fill.how == How::Clone).map(|source| source.image);
     let volume = announce_volume(repo, volume, new.id).inspect_err(|_| drop_file(repo, new.id, file))?;
     let intended = (|| {
         let mut image = pending(repo, new, volume.id())?;
@@ -139,10 +141,10 @@ pub(crate) fn intend(repo: &Repo, new: &NewImage<'_>, mut volume: NewVolume) -> 
         }
         let looked = look_at_volume(repo, volume.id(), new.id)
             .and_then(|()| look_at_blobs(repo, new, &image, file))
-            .and_then(|()| match &backing {
-                // A clone is built on what its source is built on: that the source is whole is seen when it is made.
-                Some(backing) if !is_clone => look(repo, backing.image, partial),
-                _ => Ok(()),
+            .and_then(|()| match (cloned, &backing) {
+                (Some(source), _) => look_at_source(repo, source),
+                (None, Some(backing)) => look(repo, backing.image, partial),
+                (None, None) => Ok(()),
             });
         match looked {
             Ok(()) => Ok(Intended::New(image)),
@@ -233,13 +235,24 @@ pub(crate) fn drop_user_data(repo: &Repo, image: &ImageRecord) {
     }
 }
 
+fn gone(repo: &Repo, image: ImageId, what: &str) -> Result<()> {
+    let message = format!("image {image} in repository {:?} {what} meanwhile", repo.id);
+    Err(Error::new(ErrorKind::ImageNotFound, message).with("imageId", image.to_string()))
+}
+
+/// What is to be cloned is here still. That it is whole, and what it is built on, is seen when it is cloned.
+fn look_at_source(repo: &Repo, source: ImageId) -> Result<()> {
+    match repo.image(source)? {
+        Some(image) if image.state != State::Absorbed => Ok(()),
+        _ if without!("add.look.source") => Ok(()),
+        _ => gone(repo, source, "was removed"),
+    }
+}
+
 /// The user's half of "flag, then look": after the reference is durable, the base must still be one. `absent`: a base
 /// that is not here at all is allowed; the image is then broken until it comes.
 pub(crate) fn look(repo: &Repo, base: ImageId, absent: bool) -> Result<()> {
-    let gone = |what: &str| {
-        let message = format!("image {base} in repository {:?} {what} meanwhile", repo.id);
-        Err(Error::new(ErrorKind::ImageNotFound, message).with("imageId", base.to_string()))
-    };
+    let gone = |what| gone(repo, base, what);
     if without!("add.look.base") {
         return Ok(());
     }
