@@ -29,7 +29,10 @@ fn clones_where_it_can() {
     let driver = self::world().connect(host("a"));
     assert_eq!(driver.copy_on_write(), CopyOnWrite::Overlay);
     let source = driver.create_volume(VolumeId::random()).unwrap();
-    assert_eq!(kind(driver.clone_volume(&source, VolumeId::random())), ErrorKind::UnsupportedOperation);
+    assert_eq!(
+        kind(driver.clone_volume(&source, VolumeId::random(), &|| Ok(()))),
+        ErrorKind::UnsupportedOperation
+    );
 }
 
 #[test]

@@ -216,7 +216,8 @@ impl Deed {
             }
             Deed::CreateOn(key) => {
                 let outcome = store.create_virtual_disk(NAMES[key.0], None, Some(&key.1), "{}", &made);
-                effects.push(Effect::Made((key.0, new), key.clone(), outcome.is_ok(), false));
+                // Of a call that did not return, something may be left that others complete.
+                effects.push(Effect::Made((key.0, new), key.clone(), outcome.is_ok(), outcome.is_err()));
                 outcome?;
                 // What it is on may have to be brought along.
                 store.run_tasks();

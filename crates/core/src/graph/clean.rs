@@ -101,7 +101,11 @@ pub(crate) fn blob(repo: &Repo, owner: ImageId, blob: BlobId) -> Result<()> {
         return Ok(());
     }
     // Its image may be announced right now by who lost its lock.
-    let bytes = repo.driver.get_blob(owner, blob)?;
+    let bytes = match repo.driver.get_blob(owner, blob) {
+        // Whoever stored it took it back himself.
+        Err(_) if !repo.driver.blobs(owner)?.contains(&blob) => return Ok(()),
+        other => other?,
+    };
     repo.driver.delete_blob(owner, blob)?;
     if let Some(image) = repo.image(owner)?
         && is_named(&image)?

@@ -13,7 +13,7 @@ use crate::{Error, ErrorKind, Result};
 
 use super::add::{self, Intended, NewImage, NewVolume};
 use super::chain::{self, MAX_DEPTH};
-use super::fill::{create_qcow2, lay_out_clone};
+use super::fill::{create_qcow2, lay_out_clone, look_at_target};
 use super::{clean, in_use, lease, merge, try_lock};
 
 /// Records that `new` is to be a snapshot of the disk as it is now. The caller holds the disk's lock.
@@ -262,7 +262,7 @@ fn clone_for(repo: &Repo, snapshot: &ImageRecord, volume: &VolumeRecord, opened:
         partial: false,
     };
     let mut copy = add::announce_volume(repo, new, snapshot.id())?;
-    let handle = repo.driver.clone_volume(opened, copy.id())?;
+    let handle = repo.driver.clone_volume(opened, copy.id(), &|| look_at_target(repo, &copy))?;
     if let Some(backing) = &copy.backing
         && !without!("switch.permit")
     {

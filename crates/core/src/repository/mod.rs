@@ -339,9 +339,15 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// [`Access::Write`].
     fn create_volume(&self, volume: VolumeId) -> Result<OpenVolume>;
 
-    /// Makes `target` a clone of `source`, replacing what `target` held: one moment of it, durable with its name.
+    /// Makes `target` a clone of `source`: one moment of it, durable with its name. What `target` held is replaced once
+    /// `look` was asked under its exclusive lock whether it still is the caller's to fill.
     /// Only on storage whose [`Driver::copy_on_write`] is `Reflink`. Returns the target open with [`Access::Write`].
-    fn clone_volume(&self, source: &OpenVolume, target: VolumeId) -> Result<OpenVolume>;
+    fn clone_volume(
+        &self,
+        source: &OpenVolume,
+        target: VolumeId,
+        look: &dyn Fn() -> Result<()>,
+    ) -> Result<OpenVolume>;
 
     /// A clone of `source` as it is at this moment, to be read, under no name: it goes with its last handle, or its
     /// process. Only where [`Driver::clone_under_writer`] is true.

@@ -468,15 +468,24 @@ impl Driver for SimDriver {
         Ok(self.opened(&mut *self.reach()?, volume, storage, Access::Write, lock))
     }
 
-    fn clone_volume(&self, source: &OpenVolume, target: VolumeId) -> Result<OpenVolume> {
+    fn clone_volume(
+        &self,
+        source: &OpenVolume,
+        target: VolumeId,
+        look: &dyn Fn() -> Result<()>,
+    ) -> Result<OpenVolume> {
         if !self.world.options.reflink {
             return Err(Error::new(ErrorKind::UnsupportedOperation, "the simulated storage cannot clone"));
         }
         let lock = self.lock_volume(target, Access::Write)?;
         let mut state = self.enter()?;
+        let replaces = Self::object(&state, target).is_ok();
         let from = Self::object_of(&state, source)?;
         let storage = SimStorage::new(id(&from).domain, state.next());
         drop(state);
+        if replaces {
+            look()?;
+        }
         self.power.step(Act::Write)?;
         from.clone_to(&storage);
         if !without!("driver.flush.clone") {

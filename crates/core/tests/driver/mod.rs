@@ -369,7 +369,7 @@ pub fn clones(connect: Connect) {
     let source = a.create_volume(from).unwrap();
     source.device.write_at(0, &vec![1; 65536]).unwrap();
     // Not flushed: the clone has it all the same.
-    let target = a.clone_volume(&source, to).unwrap();
+    let target = a.clone_volume(&source, to, &|| Ok(())).unwrap();
     assert_eq!(read(&target), vec![1; 65536]);
     assert_eq!(kind(b.open_volume(to, Access::Read)), ErrorKind::ImageInUse);
     source.device.write_at(0, &[2; 4096]).unwrap();
@@ -378,18 +378,24 @@ pub fn clones(connect: Connect) {
     assert_eq!(read(&source)[8192..12288], [1; 4096]);
     assert_eq!(read(&target)[..4096], [1; 4096]);
     // Over an existing one only under its lock.
-    assert_eq!(kind(b.clone_volume(&source, to)), ErrorKind::ImageInUse);
+    assert_eq!(kind(b.clone_volume(&source, to, &|| Ok(()))), ErrorKind::ImageInUse);
     drop(target);
     let reader = b.open_volume(to, Access::Read).unwrap();
-    assert_eq!(kind(a.clone_volume(&source, to)), ErrorKind::ImageInUse);
+    assert_eq!(kind(a.clone_volume(&source, to, &|| Ok(()))), ErrorKind::ImageInUse);
     drop(reader);
-    let target = a.clone_volume(&source, to).unwrap();
+    // And only if who is to replace it still finds that it is his.
+    let completed = || Err(vdsmstore_core::Error::new(ErrorKind::Stopped, "completed by another host"));
+    assert_eq!(kind(a.clone_volume(&source, to, &completed)), ErrorKind::Stopped);
+    let kept = a.open_volume(to, Access::Read).unwrap();
+    assert_eq!(read(&kept)[8192..12288], [3; 4096]);
+    drop(kept);
+    let target = a.clone_volume(&source, to, &|| Ok(())).unwrap();
     assert_eq!(read(&target), read(&source));
     drop(source);
     // From a source that is only read, by another store.
     drop(target);
     let source = b.open_volume(to, Access::Read).unwrap();
-    let third = b.clone_volume(&source, VolumeId::random()).unwrap();
+    let third = b.clone_volume(&source, VolumeId::random(), &|| Ok(())).unwrap();
     assert_eq!(read(&third), read(&source));
     assert_eq!(a.get(image(), Read::Fresh).unwrap(), None);
     // From under a writer, whom that does not keep; under no name.
@@ -404,7 +410,7 @@ pub fn clones(connect: Connect) {
         let moment = b.open_volume(from, Access::Moment).unwrap();
         let pin = b.pin_volume(&moment).unwrap();
         assert_ne!(pin.device.id(), held.device.id());
-        let clone = b.clone_volume(&moment, to);
+        let clone = b.clone_volume(&moment, to, &|| Ok(()));
         drop(moment);
         if access != Access::ReadStill {
             held.device.write_at(0, &vec![5; 65536]).unwrap();

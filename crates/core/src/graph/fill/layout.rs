@@ -77,7 +77,8 @@ pub(crate) fn lay_out_clone(repo: &Repo, volume: &mut VolumeRecord, fill: &Fill)
             format!("image {} changed its representation: the clone must be announced anew", source.image);
         return Err(Error::new(ErrorKind::Conflict, message));
     }
-    let opened = repo.driver.clone_volume(&chain.volumes[0], volume.id())?;
+    let opened =
+        repo.driver.clone_volume(&chain.volumes[0], volume.id(), &|| look_at_target(repo, volume))?;
     if let Some(backing) = volume.backing.as_ref().filter(|_| !without!("layout.permit")) {
         merge::permit(repo, backing.image, top.id(), volume.id())?;
     }
@@ -86,6 +87,15 @@ pub(crate) fn lay_out_clone(repo: &Repo, volume: &mut VolumeRecord, fill: &Fill)
     }
     volume.mirror = top.mirror;
     Ok(opened)
+}
+
+/// Whether the volume still is the caller's to fill. Another host may have completed it, and then its disk been written.
+pub(crate) fn look_at_target(repo: &Repo, volume: &VolumeRecord) -> Result<()> {
+    match repo.volume(volume.id())? {
+        _ if without!("layout.look.target") => Ok(()),
+        Some(now) if now.state == VolumeState::Filling && now.header.epoch == volume.header.epoch => Ok(()),
+        _ => Err(add::displaced(repo, volume.id())),
+    }
 }
 
 /// Writes an empty qcow2 image; its header names the volume of the backing image, or while that is not here, the image.

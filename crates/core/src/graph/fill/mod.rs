@@ -23,7 +23,7 @@ use layout::lay_out;
 use source::{Opened, is_source_pending, open_base, open_source, settle_base};
 
 pub(crate) use claim::watermark;
-pub(crate) use layout::{create_qcow2, lay_out_clone};
+pub(crate) use layout::{create_qcow2, lay_out_clone, look_at_target};
 pub(crate) use limit::Limit;
 pub(crate) use source::{find_base, find_image};
 

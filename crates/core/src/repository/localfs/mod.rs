@@ -289,13 +289,18 @@ impl Driver for LocalFs {
         self.writer()?.create_volume(volume)
     }
 
-    fn clone_volume(&self, source: &OpenVolume, target: VolumeId) -> Result<OpenVolume> {
+    fn clone_volume(
+        &self,
+        source: &OpenVolume,
+        target: VolumeId,
+        look: &dyn Fn() -> Result<()>,
+    ) -> Result<OpenVolume> {
         let tree = self.writer()?;
         if !self.reflink() {
             let message = "the file system cannot clone files";
             return Err(wrong(ErrorKind::UnsupportedOperation, &tree.root.path, message));
         }
-        tree.clone_volume(source, target)
+        tree.clone_volume(source, target, look)
     }
 
     fn pin_volume(&self, source: &OpenVolume) -> Result<OpenVolume> {

@@ -45,7 +45,12 @@ impl Tree {
         Err(changes_too_fast(&path))
     }
 
-    pub(super) fn clone_volume(&self, source: &OpenVolume, target: VolumeId) -> Result<OpenVolume> {
+    pub(super) fn clone_volume(
+        &self,
+        source: &OpenVolume,
+        target: VolumeId,
+        look: &dyn Fn() -> Result<()>,
+    ) -> Result<OpenVolume> {
         let (from, from_path) = self.file_of(source)?;
         let name = target.to_string();
         let path = self.data.path.join(&name);
@@ -71,6 +76,7 @@ impl Tree {
                     if !without!("localfs.reread.cloned") && !self.is_named(&old, &name)? {
                         continue;
                     }
+                    look()?;
                     temporary.rename(&name)?;
                 }
             }
