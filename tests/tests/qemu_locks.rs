@@ -273,8 +273,10 @@ fn a_prepared_disk_outlives_its_store() {
         // The same host goes on with it.
         let second = scene.join("host");
         assert_eq!(prepare(&second, id).unwrap().path, path);
-        second.close().unwrap();
+        // Another process of it does not give back what this one holds.
         let third = scene.join("host");
+        in_use("teardown beside it", teardown(&third, id), id);
+        second.close().unwrap();
         teardown(&third, id).unwrap();
         write(&other, "A", id, |image| image.write(0, &[1; 512]));
         // A host that is known to be dead.

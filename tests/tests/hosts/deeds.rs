@@ -48,6 +48,9 @@ pub fn changed(before: &Scene, after: &Scene, images: &[Known]) -> Vec<Known> {
     images.iter().filter(is_changed).cloned().collect()
 }
 
+/// Deeds that are done to the image of that key.
+type Story = fn(&dyn Fn() -> Key) -> Vec<Deed>;
+
 #[derive(Clone, Debug)]
 pub enum Deed {
     /// All that a check lists.
@@ -124,9 +127,7 @@ impl Deed {
     /// What follows from one another, done to one image.
     pub fn story(known: &Known, chance: &mut dyn FnMut(u64) -> u64) -> Vec<Deed> {
         let key = || known.key.clone();
-        let mut pick = |stories: &[fn(&dyn Fn() -> Key) -> Vec<Deed>]| {
-            stories[chance(stories.len() as u64) as usize](&key)
-        };
+        let mut pick = |stories: &[Story]| stories[chance(stories.len() as u64) as usize](&key);
         match known.disk {
             Some(true) => pick(&[
                 |key| vec![Deed::Snapshot(key())],

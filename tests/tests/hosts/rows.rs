@@ -6,19 +6,24 @@ use crate::scene::{Scene, Storage};
 use crate::schedule::Fate;
 use crate::{Begin, Row};
 
+#[path = "rows/taking_turns.rs"]
+mod taking_turns;
+
+pub const ALL: &[&[Row]] = &[ROWS, taking_turns::ROWS];
+
 fn key(scene: &Scene, repo: usize, name: &str) -> (usize, String) {
     (repo, scene.id(name).to_owned())
 }
 
-pub const ROWS: &[Row] = &[Row {
-    switch: "add.look.base",
-    storage: Storage::Overlays,
-    operation: "resize",
-    first: Begin::Deed(|scene| Deed::CreateOn(key(scene, 0, "snapshot"))),
+const ROWS: &[Row] = &[Row {
+    switch: "layout.look.target",
+    storage: Storage::Clones,
+    operation: "create on a snapshot of another repository",
+    first: Begin::Operation,
     nth: 0,
-    later: -12..=0,
+    later: -16..=0,
     fate: Fate::Displaced(WAYS[2]),
-    second: |scene| vec![Deed::Remove(key(scene, 0, "snapshot")), Deed::Fix],
+    second: |_| vec![Deed::Fix, Deed::Write],
     pauses: None,
     goes_on: None,
 }];

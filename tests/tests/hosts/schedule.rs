@@ -267,7 +267,7 @@ impl Schedule<'_> {
         }
         let outlook = Outlook::new(start, operation, returned, &effects);
         hosts::alone(seed + 3, || self.judge(&scene, &begun, &outlook));
-        let errors = one.errors.iter().chain(&two.errors).map(|error| error.kind()).collect();
+        let errors = one.errors.iter().chain(&two.errors).map(Error::kind).collect();
         Ran { held: reached.load(Ordering::Relaxed), steps: steps.load(Ordering::Relaxed), errors }
     }
 

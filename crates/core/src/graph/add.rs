@@ -157,7 +157,7 @@ pub(crate) fn intend(repo: &Repo, new: &NewImage<'_>, mut volume: NewVolume) -> 
     if !matches!(intended, Ok(Intended::New(_))) {
         withdraw_volume(repo, &volume, new.id);
         // The storage may have failed: the image may be there after all, and need it.
-        if matches!(intended, Ok(_)) || matches!(repo.image(new.id), Ok(None)) {
+        if intended.is_ok() || matches!(repo.image(new.id), Ok(None)) {
             drop_file(repo, new.id, file);
         }
     }

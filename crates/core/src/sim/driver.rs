@@ -477,7 +477,7 @@ impl Driver for SimDriver {
         if !self.world.options.reflink {
             return Err(Error::new(ErrorKind::UnsupportedOperation, "the simulated storage cannot clone"));
         }
-        let lock = self.lock_volume(target, Access::Write)?;
+        let held = self.lock_volume(target, Access::Write)?;
         let mut state = self.enter()?;
         let replaces = Self::object(&state, target).is_ok();
         let from = Self::object_of(&state, source)?;
@@ -491,8 +491,8 @@ impl Driver for SimDriver {
         if !without!("driver.flush.clone") {
             SimDevice::new(storage.clone(), self.power.clone(), object_path(target), true).flush()?;
         }
-        self.create(target, &storage, &lock)?;
-        Ok(self.opened(&mut *self.reach()?, target, storage, Access::Write, lock))
+        self.create(target, &storage, &held)?;
+        Ok(self.opened(&mut *self.reach()?, target, storage, Access::Write, held))
     }
 
     fn pin_volume(&self, source: &OpenVolume) -> Result<OpenVolume> {
