@@ -164,7 +164,12 @@ fn choose<'a>(contexts: &[(&'a Context, Vec<u64>)], focus: Switch, seed: u64, nu
     };
     let (pauses, goes_on) = (few(), few());
     let pauses = (chance.below(3) == 0).then_some(pauses);
-    let goes_on = (chance.below(3) == 0).then_some(goes_on);
+    // Else what lets the first go on, half way through a deed, keeps the rest of that from being seen.
+    let goes_on = match chance.below(4) {
+        0 => None,
+        1 => Some(goes_on),
+        _ => Some(1),
+    };
     let mut what = format!(
         "VDSMSTORE_FOCUS={} VDSMSTORE_SEED={seed} VDSMSTORE_FOCUS_SCHEDULE={number}: {:?} of {:?} ({:?}) at step \
          {held} of {} (the place is after {place}), {fate:?}; meanwhile {deeds:?}, pausing after {pauses:?}, going on after {goes_on:?}",

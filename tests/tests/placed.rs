@@ -91,6 +91,7 @@ const NEXT_TO: &[(&str, &str)] = &[
     ("seal.compare.volume", "seal.compare.held"),
     ("lease.compare.volume", "lease.token"),
     ("in-place.mine", "in-place.begin"),
+    ("lease.claim", "seal.compare.owner"),
     ("layout.look.target", "driver.flush.clone"),
 ];
 

@@ -108,6 +108,13 @@ pub const ROWS: &[Row] = &[
     row("lease.compare.volume", Storage::Overlays, "write a disk", -4..=-1, 0, |scene| {
         vec![Deed::Snapshot(key(scene, 0, "child"))]
     }),
+    // What was written since is not in the volume that the image moves to.
+    Row {
+        goes_on: Some(1),
+        ..row("lease.claim", Storage::Overlays, "remove a snapshot and merge down", -6..=0, 0, |_| {
+            vec![Deed::Write]
+        })
+    },
     // The first host still writes there.
     row("in-place.mine", Storage::Overlays, "resize", 1..=6, 0, |_| vec![Deed::Write, Deed::Fix]),
     row("in-place.mine", Storage::Overlays, "resize", 1..=6, 0, |scene| {
