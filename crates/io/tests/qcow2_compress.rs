@@ -72,7 +72,7 @@ fn whole_images() {
             println!(
                 "{name}, {threads} threads: {ours_length} bytes, QEMU {theirs_length}, {compressed} clusters"
             );
-            assert!(ours_length as u64 <= theirs_length + theirs_length / 20);
+            assert!(ours_length as u64 <= theirs_length + theirs_length / 25);
             std::fs::remove_file(&ours).unwrap();
         }
     }

@@ -23,6 +23,8 @@ pub enum Compression {
 const WINDOW_BITS: u8 = 12;
 /// zstd's own default.
 const ZSTD_LEVEL: i32 = 3;
+/// Clusters that are partly filled with compressed data, and remembered.
+const MAX_OPEN: usize = 8;
 
 /// What compressing needs, one for each thread that does it.
 #[derive(Default)]
@@ -117,28 +119,44 @@ impl Qcow2 {
         result
     }
 
-    /// Room for that many bytes, less than a cluster: after what was packed last, if it can be, and with one
-    /// reference to each host cluster that it touches.
+    /// Room for that many bytes, less than a cluster: in the least that is left of a cluster with compressed data,
+    /// or across the end of one, and with one reference to each host cluster that it touches.
+    ///
+    /// What several threads write comes in any order, with plain clusters between: more than one cluster is
+    /// partly filled at a time.
     fn reserve_bytes(&self, writer: &mut Writer, length: u64) -> Result<Packed> {
         let cluster_size = self.cluster_size();
-        let at = writer.packed_end;
-        let (current, used) = (at / cluster_size, at % cluster_size);
         let most = u64::MAX >> (64 - self.header.refcount_bits);
-        let count = if used == 0 { 0 } else { self.refcount(writer, current)? };
-        let open = count > 0 && count < most;
-        let host = if open && length <= cluster_size - used {
-            self.set_refcount(writer, current, count + 1)?;
-            at
+        let left = |end: u64| cluster_size - end % cluster_size;
+        let mut ends = std::mem::take(&mut writer.packed_ends);
+        let mut open = Vec::with_capacity(ends.len());
+        for end in ends.drain(..) {
+            let count = self.refcount(writer, end / cluster_size)?;
+            if count > 0 && count < most {
+                open.push((end, count));
+            }
+        }
+        let fits = |(end, _): &&(u64, u64)| left(*end) >= length;
+        let best = open.iter().filter(fits).min_by_key(|(end, _)| left(*end)).copied();
+        let (host, count) = if let Some(place) = best {
+            place
         } else {
             let next = self.reserve(writer, 1)?.start;
-            if open && next == current + 1 {
-                self.set_refcount(writer, current, count + 1)?;
-                at
-            } else {
-                next * cluster_size
-            }
+            let before = open.iter().find(|(end, _)| end / cluster_size + 1 == next);
+            *before.unwrap_or(&(next * cluster_size, 0))
         };
-        writer.packed_end = host + length;
+        if count > 0 {
+            self.set_refcount(writer, host / cluster_size, count + 1)?;
+        }
+        ends.extend(open.into_iter().map(|(end, _)| end).filter(|end| *end != host));
+        if !(host + length).is_multiple_of(cluster_size) {
+            ends.push(host + length);
+        }
+        if ends.len() > MAX_OPEN {
+            ends.sort_by_key(|end| left(*end));
+            ends.remove(0);
+        }
+        writer.packed_ends = ends;
         Ok(Packed::new(host, length))
     }
 }

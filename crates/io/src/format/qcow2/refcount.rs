@@ -40,8 +40,8 @@ pub(super) struct Writer {
     /// The same for those that hold compressed data: several references, from entries that are never marked as
     /// the only one.
     pub pending_packed: Vec<u64>,
-    /// Where the compressed data that was written last ends; within a cluster there is room for more.
-    pub packed_end: u64,
+    /// Where compressed data ends within clusters that have room for more.
+    pub packed_ends: Vec<u64>,
     /// There are internal snapshots, which share clusters.
     shared: bool,
     /// Clusters that hold metadata, never to be handed out or written as data, whatever the refcounts say.
@@ -163,7 +163,7 @@ impl Writer {
             credit: 4 * SCAN_COST,
             pending: Vec::new(),
             pending_packed: Vec::new(),
-            packed_end: 0,
+            packed_ends: Vec::new(),
             shared: header.snapshots > 0,
             metadata,
             busy: HashSet::new(),
@@ -249,9 +249,7 @@ impl Qcow2 {
         if count == 1 {
             writer.cursor = writer.cursor.min(cluster);
             writer.metadata.remove(&cluster);
-            if writer.packed_end >> self.header.cluster_bits == cluster {
-                writer.packed_end = 0;
-            }
+            writer.packed_ends.retain(|end| end >> self.header.cluster_bits != cluster);
         }
         Ok(())
     }
