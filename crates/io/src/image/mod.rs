@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 pub(crate) use clone::BLOCK;
 
 use crate::format::qcow2::{Piece, Qcow2};
+use crate::map::Holes;
 use crate::{Device, Error, ErrorKind, Format, Result, Run, RunKind, Runs};
 
 /// Longer chains are refused.
@@ -221,8 +222,9 @@ impl Image {
 
     /// Reads what the layers from `layer` on show; the range lies within that layer's size or beyond it.
     fn read_from(&self, layer: usize, mut offset: u64, mut buffer: &mut [u8]) -> Result<()> {
+        let mut holes = Holes::default();
         while !buffer.is_empty() {
-            let (found, piece, length) = self.piece_from(layer, offset, buffer.len() as u64)?;
+            let (found, piece, length) = self.piece_from(layer, offset, buffer.len() as u64, &mut holes)?;
             let (now, rest) = buffer.split_at_mut(length as usize);
             let content = self.layers.get(found).map(|layer| (&layer.content, &layer.device));
             match (piece, content) {
@@ -241,15 +243,16 @@ impl Image {
 
     /// The first run of the map at `offset`, at most `length` bytes long; `length` is not 0.
     pub fn run(&self, offset: u64, length: u64) -> Result<Run> {
+        self.run_knowing(offset, length, &mut Holes::default())
+    }
+
+    /// The same, with what is known of holes that begin before `offset`.
+    pub(crate) fn run_knowing(&self, offset: u64, length: u64, holes: &mut Holes) -> Result<Run> {
         self.check_range(offset, length)?;
         if length == 0 {
             return Err(Error::new(ErrorKind::InvalidInput, "an empty range has no run"));
         }
-        self.run_from(0, offset, length)
-    }
-
-    fn run_from(&self, first: usize, offset: u64, length: u64) -> Result<Run> {
-        let (layer, piece, length) = self.piece_from(first, offset, length)?;
+        let (layer, piece, length) = self.piece_from(0, offset, length, holes)?;
         let kind = match piece {
             Piece::Unallocated => RunKind::Hole,
             Piece::Zero => RunKind::Zero { layer },
@@ -263,11 +266,22 @@ impl Image {
 
     /// The first piece at `offset`, at most `length` bytes, of the uppermost layer from `first` on that has it;
     /// unallocated if none does.
-    fn piece_from(&self, first: usize, offset: u64, mut length: u64) -> Result<(usize, Piece, u64)> {
+    fn piece_from(
+        &self,
+        first: usize,
+        offset: u64,
+        mut length: u64,
+        holes: &mut Holes,
+    ) -> Result<(usize, Piece, u64)> {
         for (index, layer) in self.layers.iter().enumerate().skip(first) {
             let size = layer.size();
             let Some(room) = size.checked_sub(offset).filter(|room| *room > 0) else { break };
             length = length.min(room);
+            let known = holes.known(index, offset);
+            if known > 0 {
+                length = length.min(known);
+                continue;
+            }
             let piece = match &layer.content {
                 Content::Raw => {
                     // An unaligned file ends before its last block does.
@@ -295,6 +309,7 @@ impl Image {
             if piece != Piece::Unallocated {
                 return Ok((index, piece, length));
             }
+            holes.learn(index, offset + length);
         }
         Ok((self.layers.len(), Piece::Unallocated, length))
     }

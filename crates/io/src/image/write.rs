@@ -4,7 +4,8 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use super::{Content, Image, Opened};
-use crate::format::qcow2::{Below, Qcow2};
+use crate::format::qcow2::{Below, Piece, Qcow2};
+use crate::map::Holes;
 use crate::{Error, ErrorKind, Result, without};
 
 /// Of so many bytes, the larger part is made durable before a flush stops readers and writers.
@@ -35,12 +36,13 @@ impl Image {
 
     /// Whether the layers below the top one are known to be zero from `at` to `end`.
     pub(super) fn is_zero_below(&self, mut at: u64, end: u64) -> Result<bool> {
+        let mut holes = Holes::default();
         while at < end {
-            let run = self.run_from(1, at, end - at)?;
-            if !run.kind.is_zero() {
+            let (_, piece, length) = self.piece_from(1, at, end - at, &mut holes)?;
+            if !matches!(piece, Piece::Unallocated | Piece::Zero) {
                 return Ok(false);
             }
-            at += run.length;
+            at += length;
         }
         Ok(true)
     }

@@ -76,11 +76,31 @@ pub struct Runs<'a> {
     end: u64,
     /// Read already, but not yet known to be complete.
     next: Option<Run>,
+    holes: Holes,
+}
+
+/// Up to where each layer is known to hold nothing, while a map is read from its begin to its end: else each run of a
+/// lower layer would cost another look at the same hole in all layers above it.
+#[derive(Debug, Default)]
+pub(crate) struct Holes(Vec<u64>);
+
+impl Holes {
+    /// Bytes from `offset` on which that layer has nothing of, as far as is known.
+    pub fn known(&self, layer: usize, offset: u64) -> u64 {
+        self.0.get(layer).map_or(0, |end| end.saturating_sub(offset))
+    }
+
+    pub fn learn(&mut self, layer: usize, end: u64) {
+        if self.0.len() <= layer {
+            self.0.resize(layer + 1, 0);
+        }
+        self.0[layer] = end;
+    }
 }
 
 impl<'a> Runs<'a> {
     pub(crate) fn new(image: &'a Image, offset: u64, length: u64) -> Runs<'a> {
-        Runs { image, offset, end: offset.saturating_add(length), next: None }
+        Runs { image, offset, end: offset.saturating_add(length), next: None, holes: Holes::default() }
     }
 }
 
@@ -90,7 +110,7 @@ impl Iterator for Runs<'_> {
     fn next(&mut self) -> Option<Result<Run>> {
         let mut run = self.next.take();
         while self.offset < self.end {
-            let found = match self.image.run(self.offset, self.end - self.offset) {
+            let found = match self.image.run_knowing(self.offset, self.end - self.offset, &mut self.holes) {
                 Ok(found) => found,
                 // What was found before goes out first; the next call meets the error again.
                 Err(_) if run.is_some() => break,

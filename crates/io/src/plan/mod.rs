@@ -2,6 +2,7 @@
 
 mod layer;
 
+use crate::map::Holes;
 use crate::{Image, Result, Run, RunKind};
 
 pub use layer::{growth, layer, layers};
@@ -190,12 +191,24 @@ pub(crate) struct Pieces<'a> {
     end: u64,
     source_run: Option<Run>,
     base_run: Option<Run>,
+    source_holes: Holes,
+    base_holes: Holes,
 }
 
 impl<'a> Pieces<'a> {
     pub fn new(source: &'a Image, base: Option<&'a Image>, offset: u64, length: u64) -> Pieces<'a> {
         let end = offset.saturating_add(length);
-        Pieces { source, base, offset, end, source_run: None, base_run: None }
+        let holes = Holes::default;
+        Pieces {
+            source,
+            base,
+            offset,
+            end,
+            source_run: None,
+            base_run: None,
+            source_holes: holes(),
+            base_holes: holes(),
+        }
     }
 
     pub fn next(&mut self) -> Result<Option<Piece>> {
@@ -203,9 +216,9 @@ impl<'a> Pieces<'a> {
         if length == 0 {
             return Ok(None);
         }
-        let source = rest(self.source, &mut self.source_run, offset, length)?;
+        let source = rest(self.source, &mut self.source_run, &mut self.source_holes, offset, length)?;
         let base = match self.base {
-            Some(image) => Some(rest(image, &mut self.base_run, offset, length)?),
+            Some(image) => Some(rest(image, &mut self.base_run, &mut self.base_holes, offset, length)?),
             None => None,
         };
         let length = base.map_or(source.length, |base| base.length.min(source.length)).min(length);
@@ -215,14 +228,14 @@ impl<'a> Pieces<'a> {
 }
 
 /// What is left of the remembered run at `offset`, or the next one.
-fn rest(image: &Image, run: &mut Option<Run>, offset: u64, length: u64) -> Result<Run> {
+fn rest(image: &Image, run: &mut Option<Run>, holes: &mut Holes, offset: u64, length: u64) -> Result<Run> {
     let found = match *run {
         Some(run) if run.offset <= offset && offset - run.offset < run.length => {
             let gone = offset - run.offset;
             Run { offset, length: run.length - gone, kind: run.kind.advanced(gone) }
         }
         _ => match image.size().checked_sub(offset).filter(|room| *room > 0) {
-            Some(room) => image.run(offset, length.min(room))?,
+            Some(room) => image.run_knowing(offset, length.min(room), holes)?,
             None => Run { offset, length, kind: RunKind::Hole },
         },
     };
