@@ -14,7 +14,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use vdsmstore_core::options::{
-    AutoFix, CheckOptions, CopyOptions, CreateOptions, ExportOptions, FixOptions, RemoveOptions, Strategy,
+    AutoFix, Bandwidth, CheckOptions, CopyOptions, CreateOptions, ExportOptions, FixOptions, RemoveOptions,
+    Strategy, WaitOptions,
 };
 use vdsmstore_core::{FixType, Status, Store};
 use vdsmstore_tests::mounts::{Mounted, can_mount};
@@ -212,4 +213,40 @@ fn data_is_not_moved() {
             assert!(written >= data, "{kind}: {name} wrote {written} bytes of {data}");
         }
     }
+}
+
+/// A disk is made as a clone of a snapshot that is a difference without its base here, and is just brought whole, more
+/// slowly than the disk's own task comes to it.
+#[test]
+fn a_disk_on_what_is_just_being_mended() {
+    if !can_mount() {
+        println!("not root: nothing is tested");
+        return;
+    }
+    let (elsewhere, mounted) = (tempfile::tempdir().unwrap(), Mounted::new("xfs", 512));
+    let store = store("here");
+    new_repo(&store, elsewhere.path(), "A");
+    new_repo(&store, mounted.path(), "B");
+    let size = 8 * MIB;
+    let disk = store.create_virtual_disk("A", Some(size), None, "{}", &off()).unwrap().to_string();
+    write(&store, "A", &disk, |image| image.write(0, &[1; 6 << 20]));
+    let base = store.create_snapshot("A", &disk, "{}", &off()).unwrap().to_string();
+    write(&store, "A", &disk, |image| image.write(65536, &[2; 65536]));
+    let snapshot = store.create_snapshot("A", &disk, "{}", &off()).unwrap().to_string();
+    let partial = CopyOptions { partial: true, ..CopyOptions::default() };
+    let copy = store.copy_image("B", &snapshot, Some(&base), "{}", &partial).unwrap().to_string();
+    store.wait_image("B", &copy, Some(Duration::from_mins(1)), &WaitOptions::default()).unwrap();
+    assert_eq!(store.get_image_status("B", &copy).unwrap().status, Status::Broken, "its base is not here");
+
+    let slowly = CreateOptions { bandwidth: Some(Bandwidth(12 << 20)), ..off() };
+    let made = store.create_virtual_disk("B", None, Some(&snapshot), "{}", &slowly).unwrap().to_string();
+    settle(&store, "B", &made);
+    let mut data = vec![1; size as usize];
+    data[6 << 20..].fill(0);
+    data[65536..131_072].fill(2);
+    let file = elsewhere.path().join("expected");
+    fs::write(&file, data).unwrap();
+    qemu_equal(&store, "B", &made, &file);
+    qemu_equal(&store, "B", &snapshot, &file);
+    store.close().unwrap();
 }

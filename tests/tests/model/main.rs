@@ -185,6 +185,9 @@ impl World {
     /// None: the operation says nothing here. Else its kind, and whether it succeeded.
     fn apply(&mut self, op: &Op) -> Option<(&'static str, bool)> {
         if self.traced {
+            for name in NAMES {
+                println!("    {name}: {:?}", self.stores[0].graph(name));
+            }
             println!("{op:?}");
         }
         let outcome = match *op {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use vdsmstore_io::{Image, Layer, without};
 
 use super::BASE_TRIES;
-use crate::graph::chain::{self, OpenChain};
+use crate::graph::chain::{self, OpenChain, Resolved, resolve};
+use crate::graph::look::Now;
 use crate::graph::search::elsewhere;
 use crate::graph::{add, import, in_use, lease, pin, switch};
 use crate::id::{ImageId, Token};
@@ -90,11 +91,14 @@ pub(super) fn set_backing(repo: &Repo, volume: &mut VolumeRecord, backing: Optio
     Ok(false)
 }
 
-/// Whether the image to be cloned, which is in this repository, is not complete yet.
+/// Whether the image to be cloned, which is in this repository, is to be completed first: it is pending, or cannot be
+/// read as it is and just gets another volume.
 pub(super) fn is_source_pending(repo: &Repo, fill: &Fill) -> Result<bool> {
     let Some(source) = &fill.source else { return Ok(false) };
-    Ok(repo.image(source.image)?.is_some_and(|image| image.state == State::Pending)
-        && !without!("source.compare.pending"))
+    let Some(image) = repo.image(source.image)? else { return Ok(false) };
+    let pending = image.state == State::Pending && !without!("source.compare.pending");
+    let mended = image.next.is_some() && !without!("source.compare.mended");
+    Ok(pending || mended && matches!(resolve(&Now(repo, Read::Fresh), image)?, Resolved::Broken(..)))
 }
 
 /// Opens what is to be copied; None if nothing is.
