@@ -50,7 +50,7 @@ use vdsmstore_io::mutation;
 
 use deeds::Deed;
 use scene::{Scene, Storage};
-use schedule::{Context, Fate, First, Schedule, run_alone};
+use schedule::{Context, Fate, First, Schedule};
 
 /// A schedule, and the switch that it is about.
 pub struct Row {
@@ -76,8 +76,6 @@ pub struct Row {
 pub enum Begin {
     Operation,
     Deed(fn(&Scene) -> Deed),
-    /// It repairs what a host left that died at this step of the operation.
-    Repair(u64),
 }
 
 const SEED: u64 = 5;
@@ -110,10 +108,6 @@ impl Row {
         let first = match self.first {
             Begin::Operation => First::Operation,
             Begin::Deed(deed) => First::Deed(deed(&start)),
-            Begin::Repair(dies) => {
-                run_alone(&start, operation, Some(dies), SEED + 20);
-                First::Repair
-            }
         };
         let context = Context::new(start, self.storage, operation, first, SEED + 10);
         mutation::as_told();

@@ -229,9 +229,9 @@ fn a_disk_on_what_is_just_being_mended() {
     new_repo(&store, mounted.path(), "B");
     let size = 8 * MIB;
     let disk = store.create_virtual_disk("A", Some(size), None, "{}", &off()).unwrap().to_string();
-    write(&store, "A", &disk, |image| image.write(0, &[1; 6 << 20]));
+    write(&store, "A", &disk, |image| image.write(0, &vec![1; 6 << 20]));
     let base = store.create_snapshot("A", &disk, "{}", &off()).unwrap().to_string();
-    write(&store, "A", &disk, |image| image.write(65536, &[2; 65536]));
+    write(&store, "A", &disk, |image| image.write(65536, &vec![2; 65536]));
     let snapshot = store.create_snapshot("A", &disk, "{}", &off()).unwrap().to_string();
     let partial = CopyOptions { partial: true, ..CopyOptions::default() };
     let copy = store.copy_image("B", &snapshot, Some(&base), "{}", &partial).unwrap().to_string();

@@ -8,7 +8,8 @@ use vdsmstore_io::without;
 use crate::id::{BlobId, ImageId, Token, VolumeId};
 use crate::options::Strategy;
 use crate::record::{
-    Backing, Fill, How, ImageRecord, Kind, State, Unknown, VolumeFormat, VolumeRecord, VolumeState,
+    Backing, Fill, How, ImageRecord, Kind, State, Unknown, UserDataRef, VolumeFormat, VolumeRecord,
+    VolumeState,
 };
 use crate::repo::{Change, Repo};
 use crate::repository::Marker;
@@ -126,17 +127,19 @@ pub(crate) fn intend(repo: &Repo, new: &NewImage<'_>, mut volume: NewVolume) -> 
     // Nobody takes for garbage what is only half announced.
     let _order = (!without!("add.lock")).then(|| lock_image(repo, new.id)).transpose()?;
     let file = new.file.map(|bytes| repo.store_blob(new.id, bytes).map(|blob| (blob, bytes))).transpose()?;
-    volume.fill.blob = file.map(|(blob, _)| blob);
+    let volume_blob = file.map(|(blob, _)| blob);
+    volume.fill.blob = volume_blob;
     let backing = volume.backing.clone();
     let partial = volume.partial;
     let cloned =
         volume.fill.source.as_ref().filter(|_| volume.fill.how == How::Clone).map(|source| source.image);
-    let volume = announce_volume(repo, volume, new.id).inspect_err(|_| drop_file(repo, new.id, file))?;
+    let volume =
+        announce_volume(repo, volume, new.id).inspect_err(|_| drop_blob(repo, new.id, volume_blob))?;
     let intended = (|| {
         let mut image = pending(repo, new, volume.id())?;
         if !repo.create(&mut image)? {
             let taken = repo.image(new.id)?.ok_or_else(|| repo.image_not_found(new.id))?;
-            drop_user_data(repo, &image);
+            drop_user_data(repo, image.id(), image.user_data);
             return Ok(Intended::Taken(taken));
         }
         let looked = look_at_volume(repo, volume.id(), new.id)
@@ -158,17 +161,10 @@ pub(crate) fn intend(repo: &Repo, new: &NewImage<'_>, mut volume: NewVolume) -> 
         withdraw_volume(repo, &volume, new.id);
         // The storage may have failed: the image may be there after all, and need it.
         if intended.is_ok() || matches!(repo.image(new.id), Ok(None)) {
-            drop_file(repo, new.id, file);
+            drop_blob(repo, new.id, volume_blob);
         }
     }
     intended
-}
-
-fn drop_file(repo: &Repo, image: ImageId, file: Option<(BlobId, &[u8])>) {
-    if let Some((blob, _)) = file {
-        // Left behind, it is garbage that a check finds.
-        let _ = repo.driver.delete_blob(image, blob);
-    }
 }
 
 /// Until an image names its blobs, only its lock keeps a deleter from taking them for garbage. Should that have been a lie,
@@ -228,10 +224,14 @@ pub(crate) fn pending(repo: &Repo, new: &NewImage<'_>, volume: VolumeId) -> Resu
 }
 
 /// Removes the blob that was stored for a record which was then not written.
-pub(crate) fn drop_user_data(repo: &Repo, image: &ImageRecord) {
-    if let Some(reference) = image.user_data {
+pub(crate) fn drop_user_data(repo: &Repo, image: ImageId, stored: Option<UserDataRef>) {
+    drop_blob(repo, image, stored.map(|data| data.blob));
+}
+
+fn drop_blob(repo: &Repo, image: ImageId, blob: Option<BlobId>) {
+    if let Some(blob) = blob {
         // Left behind, it is garbage that a check finds.
-        let _ = repo.driver.delete_blob(image.id(), reference.blob);
+        let _ = repo.driver.delete_blob(image, blob);
     }
 }
 
@@ -292,7 +292,7 @@ fn cancel(repo: &Repo, made: &ImageRecord) -> Result<()> {
         && image.state == State::Removed
         && repo.delete(&image)?
     {
-        drop_user_data(repo, &image);
+        drop_user_data(repo, image.id(), image.user_data);
     }
     Ok(())
 }

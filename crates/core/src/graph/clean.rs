@@ -41,11 +41,10 @@ pub(crate) fn forsaken(repo: &Repo, seen: &ImageRecord) -> Result<()> {
     let id = seen.id();
     let mut was_pending = false;
     let removed = repo.update_image(id, |now| {
-        was_pending = now.state == State::Pending;
         // Who answers a repeated call with it claims it.
         let told = now.header.epoch != seen.header.epoch && !without!("clean.compare.told");
-        if !was_pending || told {
-            was_pending = false;
+        was_pending = now.state == State::Pending && !told;
+        if !was_pending {
             return Ok(Change::Keep);
         }
         now.state = State::Removed;

@@ -54,7 +54,7 @@ pub(crate) fn intend(repo: &Repo, disk: ImageId, new: &NewImage<'_>) -> Result<I
     let unmark = || drop(repo.driver.unmark(Marker::Holder(volume, new.id)));
     let mut snapshot = add::pending(repo, new, volume).inspect_err(|_| unmark())?;
     if !repo.create(&mut snapshot)? {
-        add::drop_user_data(repo, &snapshot);
+        add::drop_user_data(repo, snapshot.id(), snapshot.user_data);
         let taken = repo.image(new.id)?.ok_or_else(|| repo.image_not_found(new.id))?;
         return Ok(Intended::Taken(taken));
     }
@@ -86,7 +86,7 @@ pub(crate) fn intend(repo: &Repo, disk: ImageId, new: &NewImage<'_>) -> Result<I
         },
         other => {
             if repo.delete(&snapshot)? {
-                add::drop_user_data(repo, &snapshot);
+                add::drop_user_data(repo, snapshot.id(), snapshot.user_data);
                 unmark();
             }
             Err(other.err().unwrap_or_else(|| repo.image_not_found(disk)))

@@ -516,10 +516,10 @@ fn resurrect(repo: &Repo, removed: &ImageRecord, user_data: &str) -> Result<Opti
     let stored = repo.store_user_data(id, user_data)?;
     let mut live = ImageRecord { state: State::Live, user_data: stored, ..removed.clone() };
     if !repo.replace(&mut live)? {
-        add::drop_user_data(repo, &live);
+        add::drop_user_data(repo, live.id(), live.user_data);
         return Ok(None);
     }
-    add::drop_user_data(repo, removed);
+    add::drop_user_data(repo, removed.id(), removed.user_data);
     match add::look(repo, id, false) {
         _ if without!("create.look.back") => Ok(Some(live)),
         Ok(()) => Ok(Some(live)),
@@ -549,7 +549,7 @@ fn begin_again(
         ..removed.clone()
     };
     if !repo.replace(&mut pending)? {
-        add::drop_user_data(repo, &pending);
+        add::drop_user_data(repo, pending.id(), pending.user_data);
         add::withdraw_volume(repo, &new, id);
         return Ok(None);
     }
@@ -559,12 +559,12 @@ fn begin_again(
         let mut back =
             ImageRecord { state: State::Removed, volume, next: removed.next, user_data, ..pending.clone() };
         if repo.replace(&mut back)? {
-            add::drop_user_data(repo, &pending);
+            add::drop_user_data(repo, pending.id(), pending.user_data);
             add::withdraw_volume(repo, &new, id);
         }
         return Ok(None);
     }
-    add::drop_user_data(repo, removed);
+    add::drop_user_data(repo, removed.id(), removed.user_data);
     for old in [Some(removed.volume), removed.next].into_iter().flatten() {
         clean::volume(repo, old)?;
     }

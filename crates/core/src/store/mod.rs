@@ -16,7 +16,7 @@ use vdsmstore_io::without;
 
 use crate::graph::mend::{Clean, Mend};
 use crate::graph::search::Search;
-use crate::graph::{self, chain, lease, pin, view};
+use crate::graph::{self, add, chain, lease, pin, view};
 use crate::id::{ImageId, Incarnation};
 use crate::image::{Handle, Image};
 use crate::job::{Job, Pool, TaskRequest};
@@ -25,7 +25,7 @@ use crate::options::{
     RemoveOptions, WaitOptions, WaitStatus,
 };
 use crate::record::{ImageRecord, Kind, OpenMode};
-use crate::repo::Repo;
+use crate::repo::{Change, Repo};
 use crate::repository::{self, Access, Driver, Guard, HostIdentity};
 use crate::types::{GraphNode, ImageInfo, ImageStatus, PreparedImage, RepositoryInfo, Status, TaskInfo};
 use crate::{Error, ErrorKind, Result, machine};
@@ -402,28 +402,30 @@ impl Store {
         let repo = self.writable_repo(repo_id)?;
         let id = ImageId::parse(image_id)?;
         validate::user_data(user_data)?;
-        for _ in 0..USER_DATA_TRIES {
-            let now = repo.visible_image(id)?;
-            // Stored once the record was read: who takes it for garbage writes the record before removing it.
-            let mut new = ImageRecord { user_data: repo.store_user_data(id, user_data)?, ..now.clone() };
-            let replaced = repo.replace(&mut new);
-            let unneeded = match &replaced {
-                Ok(true) => now.user_data,
-                Ok(false) => new.user_data,
-                // The storage failed: the record may be written after all. What nobody needs is garbage that a check finds.
-                Err(_) => new.user_data.filter(|_| {
-                    repo.image(id).is_ok_and(|now| now.is_none_or(|now| now.user_data != new.user_data))
-                }),
-            };
-            if let Some(reference) = unneeded {
-                repo.driver.delete_blob(id, reference.blob)?;
+        let (mut stored, mut former) = (None, None);
+        let updated = repo.update_image(id, |now| {
+            if !now.visible() {
+                return Err(repo.image_not_found(id));
             }
-            if replaced? {
-                return Ok(());
-            }
+            // Stored once the record was read, and another one each time: who takes it for garbage writes the record before
+            // removing it.
+            add::drop_user_data(&repo, id, stored);
+            stored = repo.store_user_data(id, user_data)?;
+            former = now.user_data;
+            now.user_data = stored;
+            Ok(Change::Put)
+        });
+        let unneeded = match &updated {
+            Ok(Some(_)) => former,
+            Ok(None) => stored,
+            // The storage failed: the record may be written after all. What nobody needs is garbage that a check finds.
+            Err(_) => stored
+                .filter(|_| repo.image(id).is_ok_and(|now| now.is_none_or(|now| now.user_data != stored))),
+        };
+        if let Some(reference) = unneeded {
+            repo.driver.delete_blob(id, reference.blob)?;
         }
-        let message = format!("image {id} in repository {:?} changes all the time", repo.id);
-        Err(Error::new(ErrorKind::Conflict, message).with("imageId", id.to_string()))
+        updated?.map(drop).ok_or_else(|| repo.image_not_found(id))
     }
 
     /// Opens for I/O in this process; writing takes the lease.
@@ -616,9 +618,6 @@ impl Inner {
         }
     }
 }
-
-/// How often user data is stored for a record that others change meanwhile.
-const USER_DATA_TRIES: u32 = 64;
 
 /// Opens an image for reading: its bytes do not change while it is open.
 fn open_for_reading(repo: &Repo, id: ImageId) -> Result<chain::OpenChain> {

@@ -87,11 +87,11 @@ impl Tree {
     pub(super) fn get_record(&self, key: RecordKey, read: Read) -> Result<Option<Versioned>> {
         let (room, id) = place(key);
         let Some(shard) = self.shard(room, shard_of(id))? else { return Ok(None) };
-        if read == Read::Relaxed
-            && let Some(generation) = self.known(room, id)
-            && let Some(bytes) = unchanged(&shard, id, generation)?
+        if let Some(known) = self.known(room, id)
+            && let Some(bytes) = unchanged(&shard, id, known.generation)?
+            && known.is(&bytes, read == Read::Relaxed)
         {
-            return Ok(alive(bytes, generation));
+            return Ok(alive(bytes, known.generation));
         }
         let Some(Newest { generation, bytes }) = newest(&shard, id)? else { return Ok(None) };
         if read == Read::Fresh && !self.is_durable(room, id, generation) && !without!("localfs.flush.fresh") {
@@ -103,6 +103,7 @@ impl Tree {
                 Err(error) => return Err(error),
             }
         }
+        self.has_seen(room, id, generation, &bytes);
         Ok(alive(bytes, generation))
     }
 
@@ -175,6 +176,7 @@ impl Tree {
         let put = self.link_next(&shard, id, base, bytes)?;
         if let Put::Done(generation) = put {
             self.are_durable(room, std::iter::once((id, generation)));
+            self.has_seen(room, id, generation, bytes);
         }
         Ok(put)
     }
@@ -252,8 +254,9 @@ fn is_tombstone(bytes: &[u8]) -> bool {
     suspicious && Sketch::of(bytes).tombstone
 }
 
-/// The document of a generation, if it is there and the next one is not: found without a listing, it is the highest then,
-/// unless a writer that stood still for two puts died with a name that it had to take back.
+/// The document of a generation, if it is there and the next one is not: found without a listing, it is the highest then.
+/// (The next one was not there yet, then this was the highest; or not any more, then this one would have gone before it.)
+/// Unless it is another document: a writer that stood still for two puts linked it, and has not taken it back.
 fn unchanged(shard: &Dir, id: Uuid, generation: Generation) -> Result<Option<Vec<u8>>> {
     match generation.checked_add(1) {
         Some(next) if shard.stat(&record_name(id, next))?.is_none() => {

@@ -122,6 +122,33 @@ fn a_writer_whose_record_was_built_upon_at_once_has_succeeded() {
     assert_eq!(place.generations(id), [1, 2, 3]);
 }
 
+/// A writer that stood still for two puts, and died before it took its name back.
+#[test]
+fn a_late_record_under_a_name_that_was_known_is_not_believed() {
+    let (place, id) = (place(), Uuid::new_v4());
+    let key = RecordKey::Image(ImageId(id));
+    place.put_up_to(id, 1);
+    assert_eq!(place.newest(id), (1, b"theirs".to_vec()));
+    let theirs = second(&place);
+    for generation in 1..4 {
+        assert_eq!(theirs.put(key, Some(generation), b"more").unwrap(), Put::Done(generation + 1));
+    }
+    let shard = place.dir.path().join(format!("images/{:03x}", shard_of(id)));
+    std::fs::write(shard.join(record_name(id, 1)), b"late").unwrap();
+    assert_eq!(place.generations(id), [1, 3, 4]);
+    for read in [Read::Relaxed, Read::Fresh] {
+        let found = place.driver.get(key, read).unwrap().unwrap();
+        assert_eq!((found.generation, &*found.bytes), (4, &b"more"[..]), "{read:?}");
+    }
+}
+
+/// Another store on the same repository.
+fn second(place: &Place) -> LocalFs {
+    let parameters = Map::from_iter([("path".to_owned(), json!(place.dir.path().to_str().unwrap()))]);
+    let host = HostIdentity { incarnation: Incarnation::random(), ..place.driver.host().clone() };
+    LocalFs::connect(&parameters, host).unwrap()
+}
+
 #[test]
 fn what_is_known_to_be_durable_is_not_synced_again() {
     let place = place();
@@ -129,9 +156,7 @@ fn what_is_known_to_be_durable_is_not_synced_again() {
     let key = |id| RecordKey::Image(ImageId(id));
     let (one, two, far) = (id(0xabc, 1), id(0xabc, 2), id(0xdef, 1));
     let mine = &place.driver;
-    let parameters = Map::from_iter([("path".to_owned(), json!(place.dir.path().to_str().unwrap()))]);
-    let host = HostIdentity { incarnation: Incarnation::random(), ..mine.host().clone() };
-    let theirs = LocalFs::connect(&parameters, host).unwrap();
+    let theirs = second(&place);
     let read = |id| {
         synced(&place);
         mine.get(key(id), Read::Fresh).unwrap().unwrap();

@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::hash::{DefaultHasher, Hasher as _};
 use std::io::Write as _;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -123,7 +124,29 @@ pub(super) struct Tree {
 #[derive(Debug, Default)]
 struct Durable {
     shards: HashSet<(Room, u16)>,
-    records: HashMap<(Room, Uuid), Generation>,
+    records: HashMap<(Room, Uuid), Known>,
+}
+
+/// A generation of a record that this store has seen.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Known {
+    pub generation: Generation,
+    /// Of its document ([`digest`]), if that was read or written: each put has a nonce, so no other document has it.
+    content: Option<u64>,
+}
+
+impl Known {
+    /// Whether that is the document which was seen under this generation, and not what somebody linked later to the
+    /// same name; `unsure` if only the name was seen.
+    pub fn is(&self, bytes: &[u8], unsure: bool) -> bool {
+        self.content.map_or(unsure, |content| content == digest(bytes)) || without!("localfs.compare.content")
+    }
+}
+
+fn digest(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(bytes);
+    hasher.finish()
 }
 
 /// After so many shards of a room were synced one by one, all of them are listed: that takes as long as several syncs.
@@ -205,12 +228,21 @@ impl Tree {
 
     /// Whether that generation, found as the highest, needs no sync.
     pub(super) fn is_durable(&self, room: Room, id: Uuid, generation: Generation) -> bool {
-        self.known(room, id) == Some(generation)
+        self.known(room, id).is_some_and(|known| known.generation == generation)
     }
 
     /// The highest generation that this store knows of; there may be higher ones.
-    pub(super) fn known(&self, room: Room, id: Uuid) -> Option<Generation> {
+    pub(super) fn known(&self, room: Room, id: Uuid) -> Option<Known> {
         self.durable().records.get(&(room, id)).copied()
+    }
+
+    /// This is its document, as it was found, or written.
+    pub(super) fn has_seen(&self, room: Room, id: Uuid, generation: Generation, bytes: &[u8]) {
+        if let Some(known) = self.durable().records.get_mut(&(room, id))
+            && known.generation == generation
+        {
+            known.content = Some(digest(bytes));
+        }
     }
 
     /// These were seen, then their directory was synced.
@@ -221,7 +253,9 @@ impl Tree {
                 durable.records.clear();
             }
             let known = durable.records.entry((room, id)).or_default();
-            *known = generation.max(*known);
+            if generation > known.generation {
+                *known = Known { generation, content: None };
+            }
         }
     }
 

@@ -8,6 +8,7 @@ use crate::{Device, Error, ErrorKind, Format, Result, without};
 
 /// Length of the version 3 header that we write, including the compression type.
 pub(super) const HEADER_LENGTH: usize = 112;
+
 /// What the header says about the backing file. Nobody here opens it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backing {
