@@ -67,6 +67,17 @@ fn sizes_that_make_no_sense_are_refused() {
 /// Over a longer base, with stale bytes in the old last cluster, and past what the old L1 table can hold.
 #[test]
 fn new_bytes_hide_the_base() {
+    over_a_longer_base(false);
+}
+
+/// QEMU sees all of the base.
+#[test]
+fn new_bytes_hide_what_did_not_show_of_the_base() {
+    over_a_longer_base(true);
+}
+
+/// `clipped`: of the base no more shows than what the disk had to begin with.
+fn over_a_longer_base(clipped: bool) {
     for cluster in [512, 4096, 65536] {
         let (_keep, dir) = scratch();
         let (top, base) = (dir.join("top"), dir.join("base"));
@@ -84,7 +95,8 @@ fn new_bytes_hide_the_base() {
                     &text,
                 ],
             );
-            let image = open(&[(&top, Format::Qcow2, size), (&base, Format::Raw, base_size)]);
+            let shown = if clipped { size } else { base_size };
+            let image = open(&[(&top, Format::Qcow2, size), (&base, Format::Raw, shown)]);
             let mut model = bytes[..size as usize].to_vec();
             if round == 1 {
                 image.write(size - 700, &[9; 700]).unwrap();
@@ -104,7 +116,7 @@ fn new_bytes_hide_the_base() {
             drop(image);
             check_clean(&top);
             assert_same(&qemu_read(&top, "qcow2"), &model);
-            let image = open(&[(&top, Format::Qcow2, 5 * MIB), (&base, Format::Raw, base_size)]);
+            let image = open(&[(&top, Format::Qcow2, 5 * MIB), (&base, Format::Raw, shown)]);
             assert_same(&read_all(&image), &model);
         }
     }

@@ -1,5 +1,6 @@
 //! Larger disks.
 
+use std::ops::Range;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
@@ -12,6 +13,8 @@ use crate::{Device, Error, ErrorKind, Result, without};
 struct UnderGrowing<'a> {
     image: &'a Image,
     new: u64,
+    /// From here to there is more of the layer below than shows.
+    hidden: Range<u64>,
 }
 
 impl Below for UnderGrowing<'_> {
@@ -20,7 +23,11 @@ impl Below for UnderGrowing<'_> {
     }
 
     fn is_zero(&self, offset: u64, length: u64) -> Result<bool> {
-        self.image.is_zero_below(offset, offset.saturating_add(length).min(self.new))
+        let end = offset.saturating_add(length).min(self.new);
+        if offset < self.hidden.end && end > self.hidden.start {
+            return Ok(false);
+        }
+        self.image.is_zero_below(offset, end)
     }
 }
 
@@ -29,8 +36,8 @@ impl Image {
     /// `new_size` from then on: whoever opens the image again gives that as the `size` of its top layer.
     ///
     /// What lies below, and what the top layer's device has from earlier beyond the old end, does not show: as
-    /// far as the layer below reaches, the new bytes become explicit zeroes in the top layer. Before the header
-    /// of a qcow2 tells the new size all of that is durable, so a power cut leaves the old disk or the new one;
+    /// far as the layer below reaches, the new bytes become explicit zeroes in the top layer; also where that has more
+    /// than shows, for who opens the files as their headers say sees all of it. Before the header of a qcow2 tells the new size all of that is durable, so a power cut leaves the old disk or the new one;
     /// opened with the old `size` it can be grown again.
     ///
     /// `InvalidInput` if `new_size` is smaller than the size, no multiple of 512 or more than the format can
@@ -79,7 +86,12 @@ impl Image {
     /// Makes what lies beyond the old end read as zeroes, and reachable.
     fn zero_growth(&self, image: &Qcow2, old: u64, new: u64) -> Result<()> {
         let cluster_size = image.cluster_size();
-        let below = UnderGrowing { image: self, new };
+        let hidden = match self.layers.get(1) {
+            Some(layer) => layer.size()..layer.whole_size()?.max(layer.size()),
+            None => 0..0,
+        };
+        let reached = hidden.end;
+        let below = UnderGrowing { image: self, new, hidden };
         // The rest of the old last cluster.
         let first = old.next_multiple_of(cluster_size);
         if !without!("image.zero.grow-part") {
@@ -93,9 +105,8 @@ impl Image {
                 image.zero_clusters(at / cluster_size..(at + length) / cluster_size, allocated_only)
             })
         };
-        let shown = self.layers.get(1).map_or(0, super::Opened::size);
         let end = new.next_multiple_of(cluster_size);
-        let covered = shown.min(new).next_multiple_of(cluster_size).max(first);
+        let covered = reached.min(new).next_multiple_of(cluster_size).max(first);
         let reach = image.reach()?;
         if !without!("image.zero.grow") {
             zero(first, covered.min(reach), false)?;

@@ -73,6 +73,14 @@ impl Opened {
     fn size(&self) -> u64 {
         self.size.load(Ordering::Acquire)
     }
+
+    /// All that it has, whether it shows or not.
+    fn whole_size(&self) -> Result<u64> {
+        match &self.content {
+            Content::Raw => self.device.len(),
+            Content::Qcow2(image) => image.size(),
+        }
+    }
 }
 
 /// A disk: its layers, top first. All calls may come from many threads at once.
