@@ -1,6 +1,7 @@
 //! What the tests of localfs need: places, mounts, other processes.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod power;
 mod sweep;
 
 use std::collections::BTreeMap;
@@ -96,6 +97,19 @@ impl Mount {
 
     pub fn remount(&self, how: &str) {
         run(&["mount", "-o", &format!("remount,{how}"), self.mounted.to_str().unwrap()]);
+    }
+
+    /// The power goes: what the file system had not written to its disk by now is lost. Nothing in it may be open.
+    pub fn without_power(self) -> Mount {
+        let place = tempfile::tempdir().unwrap();
+        let (image, mounted) = (place.path().join("image"), place.path().join("mounted"));
+        let old = self.place.path().join("image");
+        run(&["cp", "--sparse=always", old.to_str().unwrap(), image.to_str().unwrap()]);
+        // Only one of the two may be mounted: they are the same file system.
+        run(&["umount", self.mounted.to_str().unwrap()]);
+        fs::create_dir(&mounted).unwrap();
+        run(&["mount", "-o", "loop", image.to_str().unwrap(), mounted.to_str().unwrap()]);
+        Mount { place, mounted }
     }
 
     /// Takes all space that is left, by appending to that volume.

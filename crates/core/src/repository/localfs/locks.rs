@@ -314,6 +314,8 @@ impl Tree {
 
 /// Takes what `access` asks for, all at once or nothing, through the descriptor that will do the I/O.
 pub(super) fn lock_volume(file: &File, access: Access, path: &Path) -> Result<()> {
+    #[cfg(test)]
+    super::between::step();
     try_lock_volume(file, access, path).inspect_err(|_| release(file, std::process::id(), &VOLUME_RANGES))
 }
 

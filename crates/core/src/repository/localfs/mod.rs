@@ -1,5 +1,7 @@
 //! localfs-1.0: a directory of a local file system. The layout is written down in `docs/formats/localfs-1.0.md`.
 
+#[cfg(test)]
+mod between;
 mod entries;
 mod format;
 mod layout;
@@ -113,6 +115,8 @@ impl LocalFs {
 
 /// None: nothing can be written here.
 fn registration(tree: &Tree, host: &HostIdentity) -> Result<Option<ByteLock>> {
+    #[cfg(test)]
+    between::step();
     match tree.register(host) {
         Ok(lock) => Ok(Some(lock)),
         Err(error) if matches!(error.kind(), ErrorKind::ReadOnlyRepository | ErrorKind::PermissionDenied) => {
