@@ -15,7 +15,7 @@ mod scene;
 
 use std::collections::BTreeMap;
 
-use vdsmstore_core::id::Incarnation;
+use vdsmstore_core::id::{Incarnation, VolumeId};
 use vdsmstore_core::options::{
     AutoFix, CheckOptions, CopyOptions, CreateOptions, FixOptions, ForceOptions, PrepareOptions,
     RemoveOptions, ResizeOptions, Strategy,
@@ -80,14 +80,33 @@ const ATTEMPTS: &[Attempt] = &[
 
 /// A fix of that type that is listed now; it is run later.
 fn listed(store: &Store, fix_type: FixType) -> Fix {
-    let fixes = store.check_storage_repository("A", &CheckOptions::default()).unwrap();
+    listed_in(store, "A", fix_type)
+}
+
+fn listed_in(store: &Store, repo: &str, fix_type: FixType) -> Fix {
+    let fixes = store.check_storage_repository(repo, &CheckOptions::default()).unwrap();
     fixes.into_iter().find(|fix| fix.fix_type == fix_type).unwrap()
 }
 
 fn run(store: &Store, fix: &Fix) -> Result<()> {
-    let options = FixOptions { task_id: Some("fix".into()), ..FixOptions::default() };
-    done(store, "fix", store.fix_storage_repository("A", fix, &options))
+    run_in(store, "A", fix)
 }
+
+fn run_in(store: &Store, repo: &str, fix: &Fix) -> Result<()> {
+    let options = FixOptions { task_id: Some("fix".into()), ..FixOptions::default() };
+    done(store, "fix", store.fix_storage_repository(repo, fix, &options))
+}
+
+/// The volume that an image is on.
+fn volume_of(scene: &Scene, id: &str) -> VolumeId {
+    let is_it = |key: &RecordKey| matches!(key, RecordKey::Image(image) if image.to_string() == id);
+    let key = scene.worlds[0].records().into_iter().find(is_it).unwrap();
+    let record: serde_json::Value =
+        serde_json::from_slice(&records(scene)[&(0, format!("{key:?}"))]).unwrap();
+    VolumeId(record["volume"].as_str().unwrap().parse().unwrap())
+}
+
+const IN_QEMU: QemuUse = QemuUse { writing: true, open: true };
 
 fn in_use(what: &str, result: Result<()>) -> Error {
     let error = result.err().unwrap_or_else(|| panic!("{what}: done, though somebody holds it"));
@@ -165,12 +184,8 @@ fn one_that_was_prepared() {
     let (elsewhere, _) = process(&scene, "elsewhere");
     let give_back = |store: &Store| store.teardown_image("A", &ids.child, &ForceOptions::default());
     in_use("teardown elsewhere", give_back(&elsewhere));
-    let is_child = |key: &RecordKey| matches!(key, RecordKey::Image(id) if id.to_string() == ids.child);
-    let key = scene.worlds[0].records().into_iter().find(is_child).unwrap();
-    let record = records(&scene)[&(0, format!("{key:?}"))].clone();
-    let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
-    let volume = vdsmstore_core::id::VolumeId(record["volume"].as_str().unwrap().parse().unwrap());
-    scene.worlds[0].set_qemu(volume, QemuUse { writing: true, open: true });
+    let volume = volume_of(&scene, &ids.child);
+    scene.worlds[0].set_qemu(volume, IN_QEMU);
     in_use("teardown under QEMU", give_back(&other));
     scene.worlds[0].set_qemu(volume, QemuUse::default());
     give_back(&other).unwrap();
@@ -187,7 +202,7 @@ fn one_that_a_program_writes() {
     let (other, _) = process(&scene, "machine");
     let volumes = scene.worlds[0].objects();
     for volume in volumes {
-        scene.worlds[0].set_qemu(volume, QemuUse { writing: true, open: true });
+        scene.worlds[0].set_qemu(volume, IN_QEMU);
     }
     // A copy is announced, and waits for it to be let go.
     nobody_gets_it(&scene, &ids, &other, (&ATTEMPTS[..5], &fixes), "in QEMU");
@@ -209,4 +224,109 @@ fn one_that_is_read() {
         other.run_tasks();
     }
     assert_eq!(pattern(3), read(&other, "A", &ids.disk).unwrap());
+}
+
+/// What was announced before does not begin while somebody holds the disk, though his program is yet to come.
+#[test]
+fn one_whose_copy_was_announced() {
+    let (scene, ids) = scene::scene(false);
+    let (other, _) = process(&scene, "machine");
+    let options =
+        CopyOptions { auto_fix: AutoFix::Off, image_id: Some(ids.new.clone()), ..CopyOptions::default() };
+    other.copy_image("B", &ids.child, None, "{}", &options).unwrap();
+    let mend = listed_in(&other, "B", FixType::Mend);
+    let (gone, me) = process(&scene, "machine");
+    gone.prepare_image("A", &ids.child, &PrepareOptions::default()).unwrap();
+    for world in &scene.worlds {
+        world.crash(me.incarnation, &mut || true);
+    }
+    in_use("mend", run_in(&other, "B", &mend));
+    let (again, _) = process(&scene, "machine");
+    again.teardown_image("A", &ids.child, &ForceOptions::default()).unwrap();
+    run_in(&other, "B", &mend).unwrap();
+    assert!(read(&other, "B", &ids.new).unwrap() == content(&scene, 0, &ids.child));
+}
+
+/// A program that began to write after a snapshot was announced keeps the disk from being frozen.
+#[test]
+fn one_whose_snapshot_was_announced() {
+    for reflink in [false, true] {
+        let (scene, ids) = scene::scene(reflink);
+        let (other, _) = process(&scene, "another");
+        let options = CreateOptions {
+            auto_fix: AutoFix::Off,
+            image_id: Some(ids.new.clone()),
+            ..CreateOptions::default()
+        };
+        other.create_snapshot("A", &ids.child, "{}", &options).unwrap();
+        let mend = listed(&other, FixType::Mend);
+        let volume = volume_of(&scene, &ids.child);
+        scene.worlds[0].set_qemu(volume, IN_QEMU);
+        in_use("mend", run(&other, &mend));
+        for (name, attempt) in &ATTEMPTS[..1] {
+            in_use(name, attempt(&other, &ids));
+        }
+        assert_eq!(volume_of(&scene, &ids.child), volume, "it was frozen under a program");
+        scene.worlds[0].set_qemu(volume, QemuUse::default());
+        run(&other, &mend).unwrap();
+        for id in [&ids.new, &ids.child] {
+            assert!(read(&other, "A", id).unwrap() == content(&scene, 0, &ids.child));
+        }
+    }
+}
+
+/// Where storage clones, a program that nobody prepared the disk for goes on while a snapshot is taken.
+#[test]
+fn one_that_a_program_writes_is_cloned() {
+    let (scene, ids) = scene::scene(true);
+    let (other, _) = process(&scene, "another");
+    let volume = volume_of(&scene, &ids.child);
+    scene.worlds[0].set_qemu(volume, IN_QEMU);
+    let snapshot = other.create_snapshot("A", &ids.child, "{}", &CreateOptions::default()).unwrap();
+    assert_eq!(volume_of(&scene, &ids.child), volume, "the disk moved under a program");
+    assert!(read(&other, "A", &snapshot.to_string()).unwrap() == content(&scene, 0, &ids.child));
+}
+
+/// What is below an image that is read is not merged.
+#[test]
+fn one_that_is_built_on_what_could_be_merged() {
+    let (scene, ids) = scene::scene(false);
+    let (reader, _) = process(&scene, "one");
+    let (other, _) = process(&scene, "another");
+    other.remove_image("A", &ids.disk, &RemoveOptions::default()).unwrap();
+    other.run_tasks();
+    other.create_snapshot("A", &ids.child, "{}", &CreateOptions::default()).unwrap();
+    let later = RemoveOptions { auto_fix: AutoFix::Off, ..RemoveOptions::default() };
+    other.remove_image("A", &ids.snapshot, &later).unwrap();
+    let merge = listed(&other, FixType::Merge);
+    let image = reader.open_image("A", &ids.child, false).unwrap();
+    in_use("merge", run(&other, &merge));
+    image.close().unwrap();
+    run(&other, &merge).unwrap();
+    assert!(read(&reader, "A", &ids.child).unwrap() == content(&scene, 0, &ids.child));
+}
+
+/// The volume that an image has left stays for as long as it is read.
+#[test]
+fn one_that_was_replaced() {
+    let (scene, ids) = scene::scene(false);
+    let (reader, _) = process(&scene, "one");
+    let (other, _) = process(&scene, "another");
+    let image = reader.open_image("A", &ids.child, false).unwrap();
+    let volume = volume_of(&scene, &ids.child);
+    other.set_image_strategy("A", &ids.child, Strategy::Performance).unwrap();
+    run(&other, &listed(&other, FixType::Optimize)).unwrap();
+    assert_ne!(volume_of(&scene, &ids.child), volume, "it was not replaced");
+    let there = scene.worlds[0].records().contains(&RecordKey::Volume(volume));
+    assert!(there, "the record of a volume went under who reads it");
+    let clean = listed(&other, FixType::Clean);
+    let before = records(&scene);
+    in_use("clean", run(&other, &clean));
+    assert!(records(&scene) == before, "clean: something has changed");
+    let mut data = vec![0; SIZE as usize];
+    image.read(0, &mut data).unwrap();
+    assert!(data == content(&scene, 0, &ids.child));
+    image.close().unwrap();
+    run(&other, &clean).unwrap();
+    assert!(!scene.worlds[0].objects().contains(&volume));
 }

@@ -10,6 +10,8 @@
     reason = "the numbers of tests are small, and tests fail by panicking"
 )]
 
+#[path = "hosts/beside.rs"]
+mod beside;
 #[allow(dead_code, reason = "other tests use the rest")]
 #[path = "crash/scene.rs"]
 mod scene;
@@ -21,12 +23,14 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use vdsmstore_core::id::ImageId;
 use vdsmstore_core::options::{
-    AutoFix, Bandwidth, CheckOptions, CopyOptions, CreateOptions, FixOptions, RemoveOptions,
+    AutoFix, Bandwidth, CheckOptions, CopyOptions, CreateOptions, FixOptions, RemoveOptions, Strategy,
 };
-use vdsmstore_core::repository::{HostIdentity, Read as ReadMode, RecordKey};
+use vdsmstore_core::repository::{Access, HostIdentity, Read as ReadMode, RecordKey};
 use vdsmstore_core::sim::{SimOptions, SimWorld};
-use vdsmstore_core::{FixType, Store, StoreOptions};
+use vdsmstore_core::{ErrorKind, FixType, Store, StoreOptions};
+use vdsmstore_io::device::sim::hosts;
 
+use beside::beside;
 use scene::{CLUSTER, NAMES, SIZE, Scene, fill, host, join, pattern, read, recover};
 
 const TASK: &str = "interrupted";
@@ -202,6 +206,148 @@ fn a_copy_without_power() {
 #[test]
 fn a_copy_of_what_is_another_by_now() {
     copy(End::Stopped, true);
+}
+
+/// Whoever writes the disk goes on meanwhile, in the same session: the copy is one moment of it all the same.
+#[test]
+fn a_copy_of_what_goes_on_being_written() {
+    let clones = SimOptions { reflink: true, ..SimOptions::default() };
+    let mut scene = Scene { worlds: [(); 2].map(|()| SimWorld::new(clones)), model: BTreeMap::new() };
+    let (writer, _) = join(&scene, "writer");
+    let source = disk(&writer, &pattern(1));
+    let image = writer.open_image("A", &source, true).unwrap();
+    let (store, me) = worker(&scene);
+    let options = CopyOptions {
+        bandwidth: Some(Bandwidth(2 * CLUSTER as u64)),
+        task_id: Some(TASK.into()),
+        ..CopyOptions::default()
+    };
+    let copy = store.copy_image("B", &source, None, "{}", &options).unwrap().to_string();
+    interrupt(&scene, store, &me, 1, &copy, End::Stopped);
+    for (index, block) in pattern(2).chunks(CLUSTER).enumerate() {
+        image.write((index * CLUSTER) as i64, block).unwrap();
+    }
+    image.close().unwrap();
+    writer.close().unwrap();
+    scene.model.extend([((0, source), pattern(2)), ((1, copy), pattern(2))]);
+    judge(&scene, "a copy of a disk that goes on being written");
+}
+
+/// The same if the writer takes the disk between two steps of who goes on with the copy.
+#[test]
+fn a_copy_of_what_is_taken_for_writing_meanwhile() {
+    let clones = SimOptions { reflink: true, ..SimOptions::default() };
+    let mut scene = Scene { worlds: [(); 2].map(|()| SimWorld::new(clones)), model: BTreeMap::new() };
+    let (store, _) = join(&scene, "setup");
+    let source = disk(&store, &pattern(1));
+    store.close().unwrap();
+    let (store, me) = worker(&scene);
+    let options = CopyOptions {
+        bandwidth: Some(Bandwidth(2 * CLUSTER as u64)),
+        task_id: Some(TASK.into()),
+        ..CopyOptions::default()
+    };
+    let copy = store.copy_image("B", &source, None, "{}", &options).unwrap().to_string();
+    interrupt(&scene, store, &me, 1, &copy, End::Stopped);
+    scene.model.insert((0, source.clone()), pattern(2));
+    for step in 1.. {
+        let scene = scene.copy();
+        let ((one, _), (two, _)) = hosts::alone(1, || (join(&scene, "one"), join(&scene, "two")));
+        let goes_on: hosts::Work<()> = Box::new(move || {
+            let fixes = one.check_storage_repository("B", &CheckOptions::default()).unwrap();
+            for fix in fixes.iter().filter(|fix| fix.fix_type == FixType::Mend) {
+                if one.fix_storage_repository("B", fix, &FixOptions::default()).is_ok() {
+                    one.run_tasks();
+                }
+            }
+            one.close().unwrap();
+        });
+        let writes: hosts::Work<()> = {
+            let source = source.clone();
+            Box::new(move || {
+                let image = loop {
+                    match two.open_image("A", &source, true) {
+                        Err(error) if error.kind() == ErrorKind::ImageInUse => {}
+                        opened => break opened.unwrap(),
+                    }
+                };
+                for (index, block) in pattern(2).chunks(CLUSTER).enumerate() {
+                    image.write((index * CLUSTER) as i64, block).unwrap();
+                }
+                image.close().unwrap();
+                two.close().unwrap();
+            })
+        };
+        if beside(step, goes_on, writes).is_none() {
+            println!("held at {} steps", step - 1);
+            assert!(step > 20);
+            return;
+        }
+        hosts::alone(2, || {
+            judge(&scene, &format!("taken at step {step}"));
+            let (store, _) = join(&scene, "reader");
+            let data = read(&store, "B", &copy).unwrap();
+            let which = [1, 2].into_iter().find(|seed| data == pattern(*seed));
+            assert!(which.is_some(), "taken at step {step}: the copy is no moment of the disk");
+            store.close().unwrap();
+        });
+    }
+}
+
+/// An image moves though what is being built on it was broken off before it had any bytes.
+#[test]
+fn an_image_moves_under_what_was_not_completed() {
+    let (start, ids) = scene::scene(false);
+    let mut pending = 0;
+    for steps in 0.. {
+        let scene = start.copy();
+        let (store, me) = join(&scene, "victim");
+        scene.worlds[0].power(me.incarnation).cut_after(Some(steps));
+        let made = store.create_virtual_disk("A", None, Some(&ids.snapshot), "{}", &CreateOptions::default());
+        for world in &scene.worlds {
+            world.crash(me.incarnation, &mut || true);
+        }
+        if made.is_ok() {
+            break;
+        }
+        let what = format!("broken off after {steps} steps");
+        let objects = scene.worlds[0].objects().len();
+        let records = scene.worlds[0].records();
+        let volumes = records.iter().filter(|key| matches!(key, RecordKey::Volume(_)));
+        pending += usize::from(volumes.count() > objects);
+        let (store, _) = join(&scene, "next");
+        store.set_image_strategy("A", &ids.snapshot, Strategy::Performance).unwrap();
+        let fixes = store.check_storage_repository("A", &CheckOptions::default()).unwrap();
+        let fix = fixes.iter().find(|fix| fix.fix_type == FixType::Optimize).unwrap();
+        let task = store.fix_storage_repository("A", fix, &FixOptions::default()).unwrap();
+        store.run_tasks();
+        store.wait_task(&task, None).unwrap_or_else(|error| panic!("{what}: {error:?}"));
+        recover(&scene, &store, &what);
+        for ((repo, id), data) in &scene.model {
+            assert!(read(&store, NAMES[*repo], id).unwrap() == *data, "{what}: {id} in {repo} is wrong");
+        }
+        store.close().unwrap();
+    }
+    assert!(pending > 0, "no volume was without its bytes");
+}
+
+/// What a program has written and not flushed is in a snapshot that is taken once it has gone; there it stays.
+#[test]
+fn a_snapshot_of_what_was_not_flushed() {
+    let mut scene = empty();
+    let (store, me) = join(&scene, "store");
+    let id = disk(&store, &pattern(1));
+    let program = scene.worlds[0].connect(host("program"));
+    let [volume] = scene.worlds[0].objects()[..] else { panic!("more than the disk's volume") };
+    let opened = program.open_volume(volume, Access::Lease).unwrap();
+    opened.device.write_at(0, &pattern(2)).unwrap();
+    drop(opened);
+    program.close().unwrap();
+    let snapshot = store.create_snapshot("A", &id, "{}", &CreateOptions::default()).unwrap().to_string();
+    assert!(read(&store, "A", &snapshot).unwrap() == pattern(2));
+    scene.worlds[0].crash(me.incarnation, &mut || false);
+    scene.model.extend([((0, id), pattern(2)), ((0, snapshot), pattern(2))]);
+    judge(&scene, "a snapshot of what was not flushed");
 }
 
 #[test]

@@ -89,6 +89,7 @@ const NEXT_TO: &[(&str, &str)] = &[
     ("seal.compare.volume", "seal.compare.held"),
     ("lease.compare.volume", "lease.token"),
     ("in-place.mine", "in-place.begin"),
+    ("in-place.doubt", "merge.flush.end"),
     ("lease.claim", "seal.compare.owner"),
     ("layout.look.target", "driver.flush.clone"),
 ];

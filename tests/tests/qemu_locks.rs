@@ -15,10 +15,12 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use vdsmstore_core::options::{
-    CopyOptions, CreateOptions, ForceOptions, ListOptions, PrepareOptions, RemoveOptions,
+    CheckOptions, CopyOptions, CreateOptions, FixOptions, ForceOptions, ListOptions, PrepareOptions,
+    RemoveOptions, Strategy,
 };
-use vdsmstore_core::{Error, ErrorKind, PreparedImage, Result, Status, Store};
+use vdsmstore_core::{Error, ErrorKind, FixType, PreparedImage, Result, Status, Store};
 use vdsmstore_tests::qemu::{Nbd, qemu_io, qemu_io_locked_out, qemu_io_works};
+use vdsmstore_tests::records::record;
 use vdsmstore_tests::{at, new_repo, prepared, scratch, settle, store, write};
 
 const MIB: i64 = 1 << 20;
@@ -30,6 +32,8 @@ struct Scene {
     store: Store,
     raw: String,
     overlay: String,
+    /// What `overlay` is built on.
+    snapshot: String,
 }
 
 impl Scene {
@@ -48,7 +52,7 @@ impl Scene {
         let raw = disk(None);
         let snapshot = store.create_snapshot("A", &disk(None), "{}", &plain).unwrap().to_string();
         let overlay = disk(Some(&snapshot));
-        Scene { root, store, raw, overlay }
+        Scene { root, store, raw, overlay, snapshot }
     }
 
     fn disks(&self) -> [(&str, &str); 2] {
@@ -252,6 +256,48 @@ fn the_nodes_of_a_prepared_overlay_name_the_whole_chain() {
         .unwrap();
     assert!(output.status.success(), "{output:?}");
     teardown(&scene.store, &scene.overlay).unwrap();
+}
+
+/// An image that moved while the disk on it was open is where the disk's header says when QEMU opens that.
+#[test]
+fn the_header_of_a_prepared_overlay_names_the_whole_chain() {
+    let scene = Scene::new();
+    let Scene { store, overlay, snapshot, .. } = &scene;
+    let open = store.open_image("A", overlay, true).unwrap();
+    store.set_image_strategy("A", snapshot, Strategy::Performance).unwrap();
+    let fixes = store.check_storage_repository("A", &CheckOptions::default()).unwrap();
+    for fix in fixes.iter().filter(|fix| fix.fix_type == FixType::Optimize) {
+        let task = store.fix_storage_repository("A", fix, &FixOptions::default()).unwrap();
+        store.wait_task(&task, None).unwrap();
+    }
+    open.close().unwrap();
+    let prepared = prepare(store, overlay).unwrap();
+    let arguments = ["info", "--backing-chain", "--output=json", "-U", &prepared.path];
+    let output = Command::new("qemu-img").args(arguments).output().unwrap();
+    let chain: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let below = &prepared.blockdev["backing"]["file"]["filename"];
+    assert_eq!(chain[1]["filename"], *below, "{chain:#}");
+    let record = record(&scene.root.path().join("A"), "images", snapshot).unwrap();
+    assert!(below.as_str().unwrap().ends_with(record["volume"].as_str().unwrap()), "{below}");
+    teardown(store, overlay).unwrap();
+}
+
+/// A file outside is not imported while a program writes it.
+#[test]
+fn qemu_that_writes_keeps_its_file_from_being_imported() {
+    let scene = Scene::new();
+    let file = scene.root.path().join("file.raw");
+    std::fs::write(&file, vec![3; 1 << 20]).unwrap();
+    let path = file.to_str().unwrap();
+    let import = || scene.store.import_image("A", path, "raw", "{}", &CreateOptions::default());
+    let nbd = Nbd::start(path, "raw", false);
+    let error = import().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ImageInUse, "{error:?}");
+    nbd.stop();
+    let reader = Nbd::start(path, "raw", true);
+    let id = import().unwrap().to_string();
+    settle(&scene.store, "A", &id);
+    reader.stop();
 }
 
 #[test]

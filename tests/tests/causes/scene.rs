@@ -56,7 +56,7 @@ impl Scene {
     pub fn new(storage: Storage) -> Scene {
         let reflink = storage == Storage::Clones;
         let death = if storage == Storage::Doubts { Liveness::LikelyDead } else { Liveness::CertainlyDead };
-        let worlds = [(); 2].map(|()| SimWorld::new(SimOptions { reflink, death }));
+        let worlds = [(); 2].map(|()| SimWorld::new(SimOptions { reflink, death, ..SimOptions::default() }));
         Scene { worlds, wants: BTreeMap::new(), ids: BTreeMap::new() }
     }
 

@@ -96,10 +96,13 @@ pub fn content(scene: &Scene, repo: usize, id: &str) -> Vec<u8> {
 
 /// A disk with data, a snapshot of it, a disk on the snapshot with data of its own; in B a copy of the first disk.
 pub fn scene(reflink: bool) -> (Scene, Ids) {
-    let worlds = [
-        SimWorld::new(SimOptions { reflink, ..SimOptions::default() }),
-        SimWorld::new(SimOptions { reflink, ..SimOptions::default() }),
-    ];
+    scene_on(SimOptions { reflink, ..SimOptions::default() })
+}
+
+/// The same on other storage.
+#[allow(dead_code, reason = "only some tests need it")]
+pub fn scene_on(options: SimOptions) -> (Scene, Ids) {
+    let worlds = [(); 2].map(|()| SimWorld::new(options));
     let mut scene = Scene { worlds, model: BTreeMap::new() };
     let (store, _) = join(&scene, "setup");
     let plain = CreateOptions::default();

@@ -285,7 +285,13 @@ impl Driver for SimDriver {
 
     fn capabilities(&self) -> Capabilities {
         let reflink = self.world.options.reflink;
-        Capabilities { reflink, thin: true, discard: true, multi_host: true, server_copy: false }
+        Capabilities {
+            reflink,
+            thin: true,
+            discard: true,
+            multi_host: self.world.options.several_hosts,
+            server_copy: false,
+        }
     }
 
     fn copy_on_write(&self) -> CopyOnWrite {

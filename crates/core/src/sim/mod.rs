@@ -29,11 +29,13 @@ pub struct SimOptions {
     pub reflink: bool,
     /// What is said of a host that crashed.
     pub death: Liveness,
+    /// Several hosts may use it at once; else only processes of one.
+    pub several_hosts: bool,
 }
 
 impl Default for SimOptions {
     fn default() -> Self {
-        Self { reflink: false, death: Liveness::CertainlyDead }
+        Self { reflink: false, death: Liveness::CertainlyDead, several_hosts: true }
     }
 }
 

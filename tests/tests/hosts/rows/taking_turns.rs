@@ -120,6 +120,13 @@ pub const ROWS: &[Row] = &[
     row("in-place.mine", Storage::Overlays, "resize", 1..=6, 0, |scene| {
         vec![Deed::Resize(key(scene, 0, "child"), LARGER), Deed::Fix]
     }),
+    // The first host dies once the header names what its record was to say.
+    Row {
+        fate: Fate::Dies,
+        ..row("in-place.doubt", Storage::Overlays, "remove a snapshot and merge up", 4..=20, 0, |scene| {
+            vec![Deed::Resize(key(scene, 0, "disk"), LARGER)]
+        })
+    },
     Row {
         pauses: Some(35),
         ..row(
