@@ -165,7 +165,11 @@ impl Tree {
         let base = match expect {
             Expect::Generation(expect) => match highest(&shard, id)? {
                 Some(highest) if highest == expect || without!("localfs.compare.generation") => highest,
-                _ => return Ok(Put::Conflict),
+                _ => {
+                    // Else a generation that no writer of ours made would be read past, and conflict, for ever.
+                    self.forget(room, id);
+                    return Ok(Put::Conflict);
+                }
             },
             Expect::Nothing => match newest(&shard, id)? {
                 None => 0,

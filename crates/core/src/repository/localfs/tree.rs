@@ -245,6 +245,11 @@ impl Tree {
         }
     }
 
+    /// The next read of it begins with a listing.
+    pub(super) fn forget(&self, room: Room, id: Uuid) {
+        self.durable().records.remove(&(room, id));
+    }
+
     /// These were seen, then their directory was synced.
     pub(super) fn are_durable(&self, room: Room, records: impl Iterator<Item = (Uuid, Generation)>) {
         let mut durable = self.durable();
