@@ -17,8 +17,8 @@ const LEAST: u64 = 4096;
 
 /// Names of one directory that may go, and what their files take.
 #[derive(Default)]
-struct Left {
-    names: Vec<String>,
+pub(super) struct Left {
+    pub(super) names: Vec<String>,
     bytes: u64,
     /// Some of them are superseded by records that are to be made durable first.
     superseded: bool,
@@ -55,7 +55,7 @@ impl Tree {
     }
 
     /// Calls `visit` for the directories where something is left over. One that fails does not spare the others.
-    fn each_leftover(&self, mut visit: impl FnMut(&Dir, &Left) -> Result<()>) -> Result<()> {
+    pub(super) fn each_leftover(&self, mut visit: impl FnMut(&Dir, &Left) -> Result<()>) -> Result<()> {
         let mut search = Search { tree: self, dead: HashMap::new() };
         let mut result = Ok(());
         let mut done = |found: Result<Left>, dir: &Dir| {
@@ -122,7 +122,7 @@ impl Search<'_> {
     }
 
     fn pick_records(&mut self, dir: &Dir, shard: u16) -> Result<Left> {
-        let (mut records, mut names) = (Vec::new(), Vec::new());
+        let (mut records, mut names, mut old) = (Vec::new(), Vec::new(), Vec::new());
         dir.each_name(|name| match parse_record(name) {
             // In another shard than its own a record is nobody's.
             Some((id, generation)) if shard_of(id) == shard => records.push((id, generation)),
@@ -138,13 +138,17 @@ impl Search<'_> {
                 // The second highest stays, as a put leaves it.
                 Some((known, last)) if known == id && last - generation > 1 => {
                     left.superseded = true;
-                    names.push(record_name(id, generation));
+                    old.push(record_name(id, generation));
                 }
                 Some((known, _)) if known == id => {}
                 _ => highest = Some((id, generation)),
             }
         }
-        names.into_iter().try_for_each(|name| left.add(dir, name))?;
+        // The lowest goes first: whoever knows one of them relies on it (`records::unchanged`).
+        if !without!("localfs.order.swept") {
+            old.reverse();
+        }
+        names.into_iter().chain(old).try_for_each(|name| left.add(dir, name))?;
         Ok(left)
     }
 }

@@ -210,6 +210,14 @@ fn old_generations_go_when_their_successor_is_durable() {
     let shard = format!("images/{:03x}", shard_of(id));
     let old = place.dir.path().join(&shard).join(record_name(id, 2));
     std::fs::write(&old, b"old").unwrap();
+    std::fs::write(place.dir.path().join(&shard).join(record_name(id, 1)), b"older").unwrap();
+    let mut names = Vec::new();
+    let visited = place.driver.tree.each_leftover(|_, left| {
+        names.extend(left.names.clone());
+        Ok(())
+    });
+    visited.unwrap();
+    assert_eq!(names, [record_name(id, 1), record_name(id, 2)], "the lowest first");
     synced(&place);
     place.driver.sweep().unwrap();
     assert!(synced(&place).contains(&shard));
