@@ -20,21 +20,26 @@ mod operation;
 #[path = "crash/scene.rs"]
 mod scene;
 
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 use vdsmstore_core::id::{Incarnation, VolumeId};
 use vdsmstore_core::options::{
-    AutoFix, CheckOptions, FixOptions, ForceOptions, PrepareOptions, RemoveOptions,
+    AutoFix, CheckOptions, CopyOptions, CreateOptions, FixOptions, ForceOptions, PrepareOptions,
+    RemoveOptions, ResizeOptions,
 };
 use vdsmstore_core::repository::{HostIdentity, Liveness, Read, RecordKey};
-use vdsmstore_core::sim::SimOptions;
+use vdsmstore_core::sim::{SimOptions, SimWorld};
 use vdsmstore_core::{FixType, Store, StoreOptions};
 use vdsmstore_io::device::sim::hosts::{self, Act, Turn};
+use vdsmstore_io::mutation;
 
 use beside::beside;
 use operation::{OPERATIONS, Operation};
-use scene::{Ids, NAMES, Scene, join, read, repair};
+use scene::{CLUSTER, Ids, NAMES, SIZE, Scene, fill, join, read, repair};
 
 /// A process of that machine.
 fn process(scene: &Scene, machine: &str) -> (Store, Incarnation) {
@@ -269,4 +274,156 @@ fn judge(scene: &Scene, removes: &[(usize, String)], what: &str) {
         assert!(now == *data, "{what}: {id} is something else");
     }
     store.close().unwrap();
+}
+
+/// A disk of five clusters, of which it has the first, on a longer base; its id, and what it holds.
+fn short_disk(scene: &Scene) -> (String, Vec<u8>) {
+    let (store, _) = process(scene, "setup");
+    let plain = CreateOptions::default();
+    let make = |data: &[u8]| {
+        let size = Some(data.len() as i64);
+        let id = store.create_virtual_disk("A", size, None, "{}", &plain).unwrap().to_string();
+        fill(&store, "A", &id, data);
+        id
+    };
+    let long = make(&vec![1; SIZE as usize]);
+    let base = store.create_snapshot("A", &long, "{}", &plain).unwrap().to_string();
+    let mut data = vec![1; 5 * CLUSTER];
+    data[..CLUSTER].fill(2);
+    let source = make(&data);
+    let disk = store.copy_image("A", &source, Some(&base), "{}", &CopyOptions::default()).unwrap();
+    store.run_tasks();
+    store.close().unwrap();
+    (disk.to_string(), data)
+}
+
+/// The number of the step before which a host that works alone comes to the place of that switch, and how many it makes.
+fn place(start: &Scene, name: &'static str, work: impl FnOnce(&Store) + Send + 'static) -> (u64, u64) {
+    let scene = start.copy();
+    let (store, _) = hosts::alone(1, || process(&scene, "alone"));
+    let found = Arc::new(Mutex::new((None, 0)));
+    let decide = {
+        let found = found.clone();
+        move |turn: &Turn<'_>| {
+            let (place, steps) = &mut *found.lock().unwrap();
+            *steps = turn.step();
+            if mutation::watched().contains(name) {
+                place.get_or_insert(*steps);
+            }
+            0
+        }
+    };
+    let run: hosts::Work<()> = Box::new(move || {
+        mutation::watch();
+        work(&store);
+        let _ = store.close();
+    });
+    hosts::run(1, vec![run], Box::new(decide));
+    let (place, steps) = *found.lock().unwrap();
+    (place.unwrap(), steps)
+}
+
+/// A host that lost its locks, and does not know it, is about to write into a volume to make its disk larger. Another one takes
+/// the disk for writing and is held so many steps after it came to `taker`. Then the first makes so many steps as there are, then the
+/// second all of its own.
+fn larger_under_a_writer(taker: &'static str, later: RangeInclusive<u64>) {
+    let start = hosts::alone(0, || Scene {
+        worlds: [(); 2].map(|()| SimWorld::new(SimOptions::default())),
+        model: BTreeMap::new(),
+    });
+    let (id, data) = hosts::alone(0, || short_disk(&start));
+    let grow = |id: String| {
+        move |store: &Store| {
+            let _ = store.resize_virtual_disk("A", &id, SIZE as i64, &ResizeOptions::default());
+        }
+    };
+    let overwrite = |id: String, done: Arc<AtomicBool>| {
+        move |store: &Store| {
+            let Ok(image) = store.open_image("A", &id, true) else { return };
+            image.write(2 * CLUSTER as i64, &vec![3; CLUSTER]).unwrap();
+            image.close().unwrap();
+            done.store(true, Ordering::Relaxed);
+        }
+    };
+    // The same schedules with a switch on as without it.
+    mutation::keep_all();
+    let (begins, steps) = place(&start, "in-place.begin", grow(id.clone()));
+    let (second, _) = place(&start, taker, overwrite(id.clone(), Arc::default()));
+    mutation::as_told();
+    let (mut refused, mut written) = (0, 0);
+    for (goes, later) in (1..=steps - begins).flat_map(|goes| later.clone().map(move |later| (goes, later))) {
+        let scene = start.copy();
+        let ((one, me), (two, _)) = hosts::alone(1, || (process(&scene, "one"), process(&scene, "two")));
+        let done = Arc::<AtomicBool>::default();
+        let works: Vec<hosts::Work<()>> = vec![
+            {
+                let grow = grow(id.clone());
+                Box::new(move || {
+                    grow(&one);
+                    let _ = one.close();
+                })
+            },
+            {
+                let overwrite = overwrite(id.clone(), done.clone());
+                Box::new(move || {
+                    overwrite(&two);
+                    let _ = two.close();
+                })
+            },
+        ];
+        let decide = {
+            let worlds = scene.worlds.clone();
+            let mut turns = 0;
+            move |turn: &Turn<'_>| {
+                let over = match turns {
+                    0 => turn.host == 0 && turn.step() == begins,
+                    1 => turn.host == 1 && turn.step() == second + later,
+                    2 => turn.host == 0 && turn.step() == begins + goes,
+                    _ => false,
+                };
+                if over {
+                    turns += 1;
+                    if turns == 1 {
+                        worlds[0].revoke(me, false);
+                    }
+                }
+                usize::from(turns == 1 || turns == 3 && !turn.ended[1])
+            }
+        };
+        hosts::run(1, works, Box::new(decide));
+        let wrote = done.load(Ordering::Relaxed);
+        (refused, written) = (refused + u32::from(!wrote), written + u32::from(wrote));
+        let mut wanted = data.clone();
+        if wrote {
+            wanted[2 * CLUSTER..3 * CLUSTER].fill(3);
+        }
+        hosts::alone(2, || {
+            let (store, _) = join(&scene, "judge");
+            let image = store.open_image("A", &id, false).unwrap();
+            let mut now = vec![0xaa; image.size().unwrap() as usize];
+            image.read(0, &mut now).unwrap();
+            image.close().unwrap();
+            wanted.resize(now.len(), 0);
+            assert!(
+                now == wanted,
+                "{taker} and {later} steps: {goes} steps after {begins}, wrote {wrote}: the disk is wrong"
+            );
+            invariants::hold(&scene.worlds, taker);
+            store.close().unwrap();
+        });
+    }
+    println!("{taker}: refused {refused} times, written {written} times");
+    assert!(refused + written > 10);
+}
+
+/// Who takes a disk sees who has begun to write into its volume since it was looked at.
+#[test]
+fn who_takes_a_disk_looks_at_its_volume_again() {
+    larger_under_a_writer("lease.token", 0..=0);
+}
+
+/// Who begins to write into a volume sees who has taken its disk.
+#[test]
+fn who_writes_a_volume_looks_at_its_disk_again() {
+    larger_under_a_writer("in-place.look", 1..=12);
 }
