@@ -264,6 +264,42 @@ fn what_was_read_is_durable_before_it_is_built_upon() {
     }
 }
 
+/// The removal of a data object by another store, which may not have come to make it durable, is before its record goes.
+#[test]
+fn what_was_deleted_is_so_durably_before_its_record_goes() {
+    if !possible() {
+        return;
+    }
+    let place = Place::new();
+    let formatter = Store::new(StoreOptions::default()).unwrap();
+    formatter
+        .format_storage_repository("localfs-1.0", &at(&place.repo()), &FormatOptions::default())
+        .unwrap();
+    let store = place.store();
+    let plain = CreateOptions::default();
+    let disk = store.create_virtual_disk("A", Some(SIZE), None, "{}", &plain).unwrap().to_string();
+    let later = RemoveOptions { auto_fix: AutoFix::Off, ..RemoveOptions::default() };
+    store.remove_image("A", &disk, &later).unwrap();
+    let data = place.repo().join("data");
+    let name = fs::read_dir(&data).unwrap().next().unwrap().unwrap().file_name();
+    let work = || {
+        fs::remove_file(data.join(&name)).unwrap();
+        repair(&store);
+    };
+    let ((), calls) = place.watch(work);
+    // The last put of its record is the tombstone.
+    let is_put = |(call, path): &(Call, PathBuf)| {
+        let record = path.file_name().unwrap_or_default().to_str().unwrap();
+        *call == Call::Link && path.starts_with("volumes") && record.starts_with(name.to_str().unwrap())
+    };
+    let tombstone = calls.iter().rposition(is_put).expect("nothing was cleaned");
+    let durable = calls[..tombstone]
+        .iter()
+        .any(|(call, path)| *call == Call::SyncDirectory && path.as_os_str() == "data");
+    assert!(durable, "its record goes before its removal is durable");
+    assert!(store.check_storage_repository("A", &CheckOptions::default()).unwrap().is_empty());
+}
+
 /// A file whose flush failed may have lost what was written: the handle believes nothing any more.
 #[test]
 fn nothing_is_believed_after_a_failed_flush() {

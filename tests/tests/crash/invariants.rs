@@ -43,18 +43,7 @@ fn backing_name(bytes: &[u8]) -> Option<String> {
 
 /// Every reference has its marker (I6), every object its record (I7); what is not pending lies on a ready volume (I4), and
 /// nothing is built on a disk (I8). A header names a volume that is there (I15), and what is ready has all its length.
-#[allow(dead_code, reason = "only some tests need it")]
 pub fn hold(worlds: &[SimWorld], what: &str) {
-    hold_but_for(worlds, what, false);
-}
-
-/// The same where another host went on: it may have taken an object for removed whose removal then was lost.
-#[allow(dead_code, reason = "only some tests need it")]
-pub fn hold_but_for_garbage(worlds: &[SimWorld], what: &str) {
-    hold_but_for(worlds, what, true);
-}
-
-fn hold_but_for(worlds: &[SimWorld], what: &str, garbage: bool) {
     for (repo, world) in worlds.iter().enumerate() {
         let what = format!("{what}, repository {repo}");
         let Records { images, volumes } = records(world);
@@ -93,11 +82,7 @@ fn hold_but_for(worlds: &[SimWorld], what: &str, garbage: bool) {
         for id in world.objects() {
             let (bytes, id) = (world.bytes(id).unwrap(), id.to_string());
             let name = backing_name(&bytes);
-            let Some(record) = volumes.get(&id) else {
-                let held = images.values().any(|image| image["volume"] == id || image["next"] == id);
-                assert!(garbage && !held, "{what}: {id} has no record");
-                continue;
-            };
+            let Some(record) = volumes.get(&id) else { panic!("{what}: {id} has no record") };
             if record["state"] != "ready" {
                 continue;
             }

@@ -359,6 +359,9 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// Deletes the data object, in steps if it is large; the handle proves that nobody uses it.
     fn delete_volume(&self, volume: VolumeId, locked: OpenVolume) -> Result<()>;
 
+    /// Makes it durable that the data object is not there, whoever deleted it.
+    fn settle_deleted(&self, volume: VolumeId) -> Result<()>;
+
     /// Whether the data object exists.
     fn volume_exists(&self, volume: VolumeId) -> Result<bool>;
 

@@ -534,6 +534,10 @@ impl Driver for SimDriver {
         Ok(())
     }
 
+    fn settle_deleted(&self, volume: VolumeId) -> Result<()> {
+        self.sync(Name::Object(volume))
+    }
+
     fn volume_exists(&self, volume: VolumeId) -> Result<bool> {
         Ok(self.enter()?.visible(Name::Object(volume)).is_some())
     }

@@ -323,6 +323,10 @@ impl Driver for LocalFs {
         self.writer()?.delete_volume(volume, locked)
     }
 
+    fn settle_deleted(&self, _volume: VolumeId) -> Result<()> {
+        self.writer()?.data.sync()
+    }
+
     fn volume_exists(&self, volume: VolumeId) -> Result<bool> {
         self.open()?.volume_exists(volume)
     }
