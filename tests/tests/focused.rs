@@ -1,9 +1,9 @@
 //! Two hosts around the place of one safeguard, on simulated storage: one is held right before or after it, another one
 //! does something else, and then the first goes on; or it was displaced meanwhile, or dies there.
 //!
-//! `VDSMSTORE_FOCUS=name` is about the place of that switch (`docs/mutations.md`), whether it is on or not; without it a
-//! few are chosen by `VDSMSTORE_SEED`. `VDSMSTORE_FOCUS_SECONDS` is how long it tries; with
-//! `VDSMSTORE_FOCUS_SCHEDULE=n` it is that schedule alone.
+//! `VDSMSTORE_FOCUS=name` is about the place of that switch (`docs/mutations.md`), whether it is on or not, `a+b` about the
+//! places of both; without it a few are chosen by `VDSMSTORE_SEED`. `VDSMSTORE_FOCUS_SECONDS` is how long it tries; with
+//! `VDSMSTORE_FOCUS_SCHEDULE=n` it is that schedule alone, and with `VDSMSTORE_FOCUS_WAITS=1` nobody is displaced or dies.
 
 #![allow(
     clippy::cast_possible_wrap,
@@ -45,6 +45,8 @@ mod raw;
 mod scene;
 #[path = "hosts/schedule.rs"]
 mod schedule;
+#[path = "hosts/shrink.rs"]
+mod shrink;
 #[path = "hosts/writing.rs"]
 mod writing;
 
@@ -116,7 +118,7 @@ fn contexts(seed: u64, one_of: u64) -> Vec<Context> {
 
 /// Where somebody comes to that place. What is asked only where something is wrong already, is looked for at its
 /// neighbours.
-fn around(contexts: &[Context], focus: Switch) -> Vec<(&Context, Vec<u64>)> {
+fn around(contexts: &[Context], focus: Switch) -> Around<'_> {
     let those = |switches: &[Switch]| -> Vec<_> {
         let found = contexts.iter().map(|context| (context, context.places(switches)));
         found.filter(|(_, places)| !places.is_empty()).collect()
@@ -132,8 +134,22 @@ fn around(contexts: &[Context], focus: Switch) -> Vec<(&Context, Vec<u64>)> {
     if found.is_empty() { near(all.len()) } else { found }
 }
 
-fn choose<'a>(contexts: &[(&'a Context, Vec<u64>)], focus: Switch, seed: u64, number: u64) -> Schedule<'a> {
+/// A place of one of several switches, and who comes there.
+type Around<'a> = Vec<(&'a Context, Vec<u64>)>;
+
+/// Of each switch; those that nobody comes to are left out.
+fn around_each<'a>(contexts: &'a [Context], focus: &[Switch]) -> Vec<Around<'a>> {
+    let around = focus.iter().map(|switch| around(contexts, *switch));
+    around.filter(|contexts| !contexts.is_empty()).collect()
+}
+
+/// `focus`: what it is called.
+fn choose<'a>(around: &[Around<'a>], focus: &str, seed: u64, number: u64) -> Schedule<'a> {
     let mut chance = Chance(seed ^ mix(number));
+    let contexts = match around {
+        [only] => only,
+        several => &several[chance.below(several.len() as u64) as usize],
+    };
     let (context, places) = &contexts[chance.below(contexts.len() as u64) as usize];
     let nth = chance.below(places.len().min(PLACES) as u64) as usize;
     let place = if chance.below(2) == 0 { places[nth] } else { places[places.len() - 1 - nth] };
@@ -145,6 +161,7 @@ fn choose<'a>(contexts: &[(&'a Context, Vec<u64>)], focus: Switch, seed: u64, nu
         || context.operation.name == operations::REWRITES;
     let fate = match chance.below(8) {
         _ if holds && context.storage == Storage::Doubts => Fate::Waits,
+        _ if std::env::var_os("VDSMSTORE_FOCUS_WAITS").is_some() => Fate::Waits,
         0..2 => Fate::Waits,
         2..7 => Fate::Displaced(WAYS[chance.below(WAYS.len() as u64) as usize]),
         _ => Fate::Dies,
@@ -171,9 +188,9 @@ fn choose<'a>(contexts: &[(&'a Context, Vec<u64>)], focus: Switch, seed: u64, nu
         _ => Some(1),
     };
     let mut what = format!(
-        "VDSMSTORE_FOCUS={} VDSMSTORE_SEED={seed} VDSMSTORE_FOCUS_SCHEDULE={number}: {:?} of {:?} ({:?}) at step \
+        "VDSMSTORE_FOCUS={focus} VDSMSTORE_SEED={seed} VDSMSTORE_FOCUS_SCHEDULE={number}: {:?} of {:?} ({:?}) at step \
          {held} of {} (the place is after {place}), {fate:?}; meanwhile {deeds:?}, pausing after {pauses:?}, going on after {goes_on:?}",
-        focus.name, context.first, context.operation.name, context.storage, context.steps,
+        context.first, context.operation.name, context.storage, context.steps,
     );
     for (name, id) in &context.start.ids {
         what = what.replace(id, name);
@@ -185,36 +202,36 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap())
 }
 
-/// Tries schedules around that place; in how many contexts somebody comes there. `last`: the schedule that is tried.
-fn focus(contexts: &[Context], switch: Switch, seed: u64, budget: Duration, last: &AtomicU64) -> usize {
+/// Tries schedules around the places of these switches, which have `+` between them; in how many contexts somebody comes
+/// there. `last`: the schedule that is tried.
+fn focus(contexts: &[Context], names: &str, seed: u64, budget: Duration, last: &AtomicU64) -> usize {
     let begun = Instant::now();
-    let contexts = around(contexts, switch);
-    if contexts.is_empty() {
+    let around = around_each(contexts, &named(names));
+    let count = around.iter().map(Vec::len).sum();
+    if count == 0 {
         return 0;
     }
     if let Some(only) = number("VDSMSTORE_FOCUS_SCHEDULE") {
-        choose(&contexts, switch, seed, only).run();
-        return contexts.len();
+        choose(&around, names, seed, only).run();
+        return count;
     }
     let mut held = 0;
     let mut schedules = 0;
     while begun.elapsed() < budget || schedules < 20 {
         last.store(schedules, Ordering::Relaxed);
-        held += u64::from(choose(&contexts, switch, seed, schedules).run().held);
+        held += u64::from(choose(&around, names, seed, schedules).run().held);
         schedules += 1;
     }
     println!(
-        "{}: in {} contexts {schedules} schedules, held in {held}, {:.1} s",
-        switch.name,
-        contexts.len(),
+        "{names}: in {count} contexts {schedules} schedules, held in {held}, {:.1} s",
         begun.elapsed().as_secs_f64()
     );
-    assert!(held > schedules / 2, "{}: hardly held", switch.name);
-    contexts.len()
+    assert!(held > schedules / 2, "{names}: hardly held");
+    count
 }
 
-fn named(name: &str) -> Switch {
-    mutation::all().find(|switch| switch.name == name).unwrap_or_else(|| panic!("no switch {name:?}"))
+fn named(names: &str) -> Vec<Switch> {
+    mutation::named(names).unwrap_or_else(|name| panic!("no switch {name:?}"))
 }
 
 /// Without a name, so many, in one of so many scenes.
@@ -225,14 +242,14 @@ const SCENES: u64 = 4;
 fn around_a_place() {
     let seed = number("VDSMSTORE_SEED").unwrap_or(1);
     println!("VDSMSTORE_SEED={seed}");
-    if let Ok(name) = std::env::var("VDSMSTORE_FOCUS") {
+    if let Ok(names) = std::env::var("VDSMSTORE_FOCUS") {
         let seconds = number("VDSMSTORE_FOCUS_SECONDS").unwrap_or(60);
         // The same contexts with the switch on as without it.
         mutation::keep_all();
         let contexts = contexts(seed, 1);
         mutation::as_told();
-        let count = focus(&contexts, named(&name), seed, Duration::from_secs(seconds), &AtomicU64::new(0));
-        println!("{name}: in {count} contexts");
+        let count = focus(&contexts, &names, seed, Duration::from_secs(seconds), &AtomicU64::new(0));
+        println!("{names}: in {count} contexts");
         return;
     }
     let contexts = contexts(seed, SCENES);
@@ -241,7 +258,7 @@ fn around_a_place() {
     let mut places: Vec<_> = places.into_iter().collect();
     places.sort_by_key(|name| name.bytes().fold(seed, |sum, byte| mix(sum ^ u64::from(byte))));
     for name in &places[..USUAL] {
-        let count = focus(&contexts, named(name), seed, Duration::from_secs(1), &AtomicU64::new(0));
+        let count = focus(&contexts, name, seed, Duration::from_secs(1), &AtomicU64::new(0));
         assert!(count > 0, "{name}: nobody comes there");
     }
 }
@@ -249,20 +266,21 @@ fn around_a_place() {
 /// So many schedules are compared with and without a switch that survived.
 const COMPARED: u64 = 60;
 
-/// In how many schedules it makes a difference that the switch is taken out, though nobody finds anything wrong.
-fn differs(contexts: &[Context], switch: Switch, seed: u64) -> usize {
-    let contexts = around(contexts, switch);
+/// In how many schedules it makes a difference that the switches are taken out, though nobody finds anything wrong.
+fn differs(contexts: &[Context], names: &str, seed: u64) -> usize {
+    let switches = named(names);
+    let around = around_each(contexts, &switches);
     let differs = |number: &u64| {
-        mutation::take_out(switch);
-        let without = choose(&contexts, switch, seed, *number).run();
+        mutation::take_out(&switches);
+        let without = choose(&around, names, seed, *number).run();
         mutation::keep_all();
-        without != choose(&contexts, switch, seed, *number).run()
+        without != choose(&around, names, seed, *number).run()
     };
     (0..COMPARED).filter(differs).count()
 }
 
-/// Takes out one after the other of those that `VDSMSTORE_FOCUS` names, and says which are noticed: quicker than a
-/// process for each. With `VDSMSTORE_FOCUS_CONTROL=1` nothing is taken out, and nothing is to be noticed.
+/// Takes out one after the other of those that `VDSMSTORE_FOCUS` names (`a+b`: both at once), and says which are noticed:
+/// quicker than a process for each. With `VDSMSTORE_FOCUS_CONTROL=1` nothing is taken out, and nothing is to be noticed.
 #[test]
 #[ignore = "reports, and judges nothing"]
 fn one_by_one() {
@@ -272,7 +290,8 @@ fn one_by_one() {
     let contexts = contexts(seed, 1);
     let names = std::env::var("VDSMSTORE_FOCUS").unwrap();
     let control = std::env::var_os("VDSMSTORE_FOCUS_CONTROL").is_some();
-    for switch in names.split_whitespace().map(named) {
+    for names in names.split_whitespace() {
+        let switches = named(names);
         let begun = Instant::now();
         let last = AtomicU64::new(0);
         let tried = |work: &dyn Fn() -> usize| {
@@ -281,14 +300,14 @@ fn one_by_one() {
             outcome
         };
         if !control {
-            mutation::take_out(switch);
+            mutation::take_out(&switches);
         }
-        let outcome = match tried(&|| focus(&contexts, switch, seed, Duration::from_secs(seconds), &last)) {
+        let outcome = match tried(&|| focus(&contexts, names, seed, Duration::from_secs(seconds), &last)) {
             Ok(0) => "not reached".to_owned(),
             Ok(_) if control => "passed".to_owned(),
             Ok(_) => {
                 let differs = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                    differs(&contexts, switch, seed)
+                    differs(&contexts, names, seed)
                 }));
                 mutation::keep_all();
                 match differs {
@@ -298,12 +317,37 @@ fn one_by_one() {
             }
             Err(_) if control => "FAILS".to_owned(),
             Err(_) => {
-                let contexts = around(&contexts, switch);
+                let around = around_each(&contexts, &switches);
                 let again =
-                    || usize::from(choose(&contexts, switch, seed, last.load(Ordering::Relaxed)).run().held);
+                    || usize::from(choose(&around, names, seed, last.load(Ordering::Relaxed)).run().held);
                 if tried(&again).is_ok() { "noticed" } else { "FAILS without it too" }.to_owned()
             }
         };
-        println!("{}: {outcome} in {:.1} s", switch.name, begun.elapsed().as_secs_f64());
+        println!("{names}: {outcome} in {:.1} s", begun.elapsed().as_secs_f64());
+    }
+}
+
+/// Which of these are noticed only together: takes out all of a family at once, and shrinks what is noticed to what is
+/// needed for that. `VDSMSTORE_FOCUS` has the families, each with `+` between its switches; `a.*` are all of that
+/// beginning. A set is told once, if it has a switch of which no test is known.
+#[test]
+#[ignore = "reports, and judges nothing"]
+fn together() {
+    let seed = number("VDSMSTORE_SEED").unwrap_or(1);
+    let seconds = number("VDSMSTORE_FOCUS_SECONDS").unwrap_or(60);
+    mutation::keep_all();
+    let contexts = contexts(seed, 1);
+    for family in std::env::var("VDSMSTORE_FOCUS").unwrap().split_whitespace() {
+        let family = shrink::family(family);
+        let around = around_each(&contexts, &family);
+        if around.is_empty() {
+            println!("nobody comes to {family:?}");
+            continue;
+        }
+        let names: Vec<_> = family.iter().map(|switch| switch.name).collect();
+        let names = names.join("+");
+        shrink::search(&family, seed, Duration::from_secs(seconds), |number| {
+            choose(&around, &names, seed, number)
+        });
     }
 }

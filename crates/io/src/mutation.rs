@@ -1,4 +1,5 @@
 //! Switches that take out one safeguard each, so that the tests can be seen to notice: `docs/mutations.md`.
+//! Several may be out at once.
 //!
 //! Only with the feature `sim`. Without it [`without!`](crate::without) is `false`, and no binary has the names.
 
@@ -21,7 +22,7 @@ macro_rules! without {
 }
 
 #[cfg(feature = "sim")]
-pub use switches::{Switch, active, all, as_told, keep_all, reached, take_out, watch, watched};
+pub use switches::{Switch, active, all, as_told, keep_all, named, reached, take_out, watch, watched};
 
 #[cfg(feature = "sim")]
 mod switches {
@@ -29,22 +30,24 @@ mod switches {
     use std::collections::BTreeSet;
     use std::fmt::Write as _;
     use std::process::exit;
-    use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-    use std::sync::{Mutex, OnceLock, PoisonError};
+    use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+    use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
 
-    /// The name of the switch that is on.
+    /// The name of the switch that is on, or several with `+` between them.
     const CHOICE: &str = "VDSMSTORE_MUTATION";
-    /// A file that is made when the place of the switch is reached for the first time. With no switch on, it gets the
-    /// names of all whose places are reached.
+    /// A file that is made when the place of a switch that is on is reached for the first time. With no switch on, it gets
+    /// the names of all whose places are reached.
     const WITNESS: &str = "VDSMSTORE_MUTATION_REACHED";
     /// A process that is asked for a switch that does not exist ends with this status.
     const NO_SUCH_SWITCH: i32 = 97;
 
+    type Names = BTreeSet<&'static str>;
+
     /// What this process was asked for.
     enum Mode {
         Nothing,
-        /// This switch is on.
-        Without(&'static str),
+        /// These switches are on.
+        Without(Names),
         /// None is; which places are reached?
         Listing(Mutex<BTreeSet<String>>),
     }
@@ -54,11 +57,17 @@ mod switches {
 
     thread_local! {
         /// The switches to whose places this thread came, if it watches for them.
-        static WATCHED: RefCell<Option<BTreeSet<&'static str>>> = const { RefCell::new(None) };
+        static WATCHED: RefCell<Option<Names>> = const { RefCell::new(None) };
     }
 
-    /// What a test takes out, by its place in the table, counted from 1; 0: what the environment says.
-    static TAKEN_OUT: AtomicUsize = AtomicUsize::new(0);
+    /// Who says what is out: one of the three below.
+    static CHOSEN_BY: AtomicU8 = AtomicU8::new(ENVIRONMENT);
+    const ENVIRONMENT: u8 = 0;
+    const NOBODY: u8 = 1;
+    const TEST: u8 = 2;
+
+    /// What a test takes out.
+    static TAKEN_OUT: RwLock<Names> = RwLock::new(Names::new());
 
     /// One line of the table.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,17 +95,23 @@ mod switches {
         })
     }
 
-    /// Whether the switch is the one that `VDSMSTORE_MUTATION` names, or that a test took out.
+    /// The switches of these names, with `+` between them; an error: the name of one that does not exist.
+    pub fn named(names: &str) -> Result<Vec<Switch>, &str> {
+        names.split('+').map(|name| all().find(|switch| switch.name == name).ok_or(name)).collect()
+    }
+
+    /// Whether the switch is one of those that `VDSMSTORE_MUTATION` names, or that a test took out.
     pub fn active(name: &'static str) -> bool {
         WATCHED.with_borrow_mut(|watched| watched.as_mut().map(|names| names.insert(name)));
-        let taken_out = TAKEN_OUT.load(Ordering::Relaxed);
-        if taken_out > 0 {
-            return table().get(taken_out - 1).is_some_and(|switch| switch.name == name);
+        match CHOSEN_BY.load(Ordering::Relaxed) {
+            ENVIRONMENT => {}
+            TEST => return TAKEN_OUT.read().unwrap_or_else(PoisonError::into_inner).contains(name),
+            _ => return false,
         }
         match MODE.get_or_init(choose) {
             Mode::Nothing => false,
             Mode::Without(chosen) => {
-                let active = *chosen == name;
+                let active = chosen.contains(name);
                 if active && REACHED.fetch_add(1, Ordering::Relaxed) == 0 {
                     witness("");
                 }
@@ -117,30 +132,26 @@ mod switches {
         }
     }
 
-    /// How often the place of the switch that is on was reached in this process.
+    /// How often the places of the switches that are on were reached in this process.
     pub fn reached() -> u64 {
         REACHED.load(Ordering::Relaxed)
     }
 
-    fn table() -> &'static [Switch] {
-        static TABLE: OnceLock<Vec<Switch>> = OnceLock::new();
-        TABLE.get_or_init(|| all().collect())
-    }
-
-    /// Takes this one out from now on, whatever the environment says.
-    pub fn take_out(switch: Switch) {
-        let index = table().iter().position(|other| *other == switch);
-        TAKEN_OUT.store(index.map_or(0, |index| index + 1), Ordering::Relaxed);
+    /// Takes these out from now on, and no others, whatever the environment says.
+    pub fn take_out(switches: &[Switch]) {
+        *TAKEN_OUT.write().unwrap_or_else(PoisonError::into_inner) =
+            switches.iter().map(|switch| switch.name).collect();
+        CHOSEN_BY.store(TEST, Ordering::Relaxed);
     }
 
     /// Takes none out from now on, whatever the environment says.
     pub fn keep_all() {
-        TAKEN_OUT.store(usize::MAX, Ordering::Relaxed);
+        CHOSEN_BY.store(NOBODY, Ordering::Relaxed);
     }
 
     /// Does what the environment says from now on.
     pub fn as_told() {
-        TAKEN_OUT.store(0, Ordering::Relaxed);
+        CHOSEN_BY.store(ENVIRONMENT, Ordering::Relaxed);
     }
 
     /// From now on this thread remembers to which places it comes, be the switches on or not.
@@ -149,7 +160,7 @@ mod switches {
     }
 
     /// To which places it came since it was asked last.
-    pub fn watched() -> BTreeSet<&'static str> {
+    pub fn watched() -> Names {
         WATCHED.with_borrow_mut(|watched| watched.as_mut().map(std::mem::take).unwrap_or_default())
     }
 
@@ -160,12 +171,14 @@ mod switches {
                 None => Mode::Nothing,
             };
         };
-        if let Some(switch) = all().find(|switch| switch.name == wanted) {
-            return Mode::Without(switch.name);
+        match named(&wanted) {
+            Ok(switches) => Mode::Without(switches.iter().map(|switch| switch.name).collect()),
+            Err(name) => {
+                // A test that fails would seem to have noticed something.
+                eprintln!("{CHOICE}: there is no switch {name:?}");
+                exit(NO_SUCH_SWITCH)
+            }
         }
-        // A test that fails would seem to have noticed something.
-        eprintln!("{CHOICE}: there is no switch {wanted:?}");
-        exit(NO_SUCH_SWITCH)
     }
 
     fn witness(text: &str) {
