@@ -204,7 +204,15 @@ fn number(name: &str) -> Option<u64> {
 
 /// Tries schedules around the places of these switches, which have `+` between them; in how many contexts somebody comes
 /// there. `last`: the schedule that is tried.
-fn focus(contexts: &[Context], names: &str, seed: u64, budget: Duration, last: &AtomicU64) -> usize {
+/// `out`: what is taken out.
+fn focus(
+    contexts: &[Context],
+    names: &str,
+    out: Option<&[Switch]>,
+    seed: u64,
+    budget: Duration,
+    last: &AtomicU64,
+) -> usize {
     let begun = Instant::now();
     let around = around_each(contexts, &named(names));
     let count = around.iter().map(Vec::len).sum();
@@ -215,11 +223,24 @@ fn focus(contexts: &[Context], names: &str, seed: u64, budget: Duration, last: &
         choose(&around, names, seed, only).run();
         return count;
     }
+    let together = out.filter(|out| out.len() > 1);
     let mut held = 0;
     let mut schedules = 0;
     while begun.elapsed() < budget || schedules < 20 {
         last.store(schedules, Ordering::Relaxed);
-        held += u64::from(choose(&around, names, seed, schedules).run().held);
+        let schedule = || choose(&around, names, seed, schedules);
+        held += if let Some(out) = &together {
+            // What fewer of them are noticed by is no news.
+            if shrink::needs_all(out, schedule) {
+                let text = shrink::without(&schedule(), out).unwrap_or_default();
+                mutation::as_told();
+                schedule().run();
+                panic!("{text}");
+            }
+            1
+        } else {
+            u64::from(schedule().run().held)
+        };
         schedules += 1;
     }
     println!(
@@ -248,7 +269,9 @@ fn around_a_place() {
         mutation::keep_all();
         let contexts = contexts(seed, 1);
         mutation::as_told();
-        let count = focus(&contexts, &names, seed, Duration::from_secs(seconds), &AtomicU64::new(0));
+        let out = std::env::var("VDSMSTORE_MUTATION").ok().map(|names| named(&names));
+        let budget = Duration::from_secs(seconds);
+        let count = focus(&contexts, &names, out.as_deref(), seed, budget, &AtomicU64::new(0));
         println!("{names}: in {count} contexts");
         return;
     }
@@ -258,7 +281,7 @@ fn around_a_place() {
     let mut places: Vec<_> = places.into_iter().collect();
     places.sort_by_key(|name| name.bytes().fold(seed, |sum, byte| mix(sum ^ u64::from(byte))));
     for name in &places[..USUAL] {
-        let count = focus(&contexts, name, seed, Duration::from_secs(1), &AtomicU64::new(0));
+        let count = focus(&contexts, name, None, seed, Duration::from_secs(1), &AtomicU64::new(0));
         assert!(count > 0, "{name}: nobody comes there");
     }
 }
@@ -302,7 +325,9 @@ fn one_by_one() {
         if !control {
             mutation::take_out(&switches);
         }
-        let outcome = match tried(&|| focus(&contexts, names, seed, Duration::from_secs(seconds), &last)) {
+        let out = (!control).then_some(&switches[..]);
+        let outcome = match tried(&|| focus(&contexts, names, out, seed, Duration::from_secs(seconds), &last))
+        {
             Ok(0) => "not reached".to_owned(),
             Ok(_) if control => "passed".to_owned(),
             Ok(_) => {
@@ -317,6 +342,7 @@ fn one_by_one() {
             }
             Err(_) if control => "FAILS".to_owned(),
             Err(_) => {
+                print!("#{}: ", last.load(Ordering::Relaxed));
                 let around = around_each(&contexts, &switches);
                 let again =
                     || usize::from(choose(&around, names, seed, last.load(Ordering::Relaxed)).run().held);

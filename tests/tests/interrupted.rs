@@ -146,8 +146,8 @@ fn copy(end: End, rewritten: bool) {
     judge(&scene, &format!("copy, {end:?}, rewritten {rewritten}"));
 }
 
-/// A merge of a removed snapshot with the disk on it.
-fn merge(end: End, down: bool) {
+/// A merge of a removed snapshot with the disk on it. `rewritten`: the disk is written before the merge is gone on with.
+fn merge(end: End, down: bool, rewritten: bool) {
     let mut scene = empty();
     let (store, _) = join(&scene, "setup");
     // What is moved is the smaller part.
@@ -171,7 +171,15 @@ fn merge(end: End, down: bool) {
     store.fix_storage_repository("A", fix, &options).unwrap();
     until("a task", || !store.list_tasks().unwrap().is_empty());
     interrupt(&scene, store, &me, 0, &id, end);
-    judge(&scene, &format!("merge, down {down}, {end:?}"));
+    if rewritten {
+        let (store, _) = join(&scene, "writer");
+        let image = store.open_image("A", &id, true).unwrap();
+        image.write(0, &vec![3; CLUSTER]).unwrap();
+        image.close().unwrap();
+        store.close().unwrap();
+        scene.model.get_mut(&(0, id)).unwrap()[..CLUSTER].fill(3);
+    }
+    judge(&scene, &format!("merge, down {down}, {end:?}, rewritten {rewritten}"));
     assert_eq!(
         formats(&scene.worlds[0]),
         [if down { "raw" } else { "qcow2" }],
@@ -352,18 +360,23 @@ fn a_snapshot_of_what_was_not_flushed() {
 
 #[test]
 fn a_merge_that_was_stopped() {
-    merge(End::Stopped, true);
-    merge(End::Stopped, false);
+    merge(End::Stopped, true, false);
+    merge(End::Stopped, false, false);
+}
+
+#[test]
+fn a_merge_of_what_was_written_since() {
+    merge(End::Stopped, true, true);
 }
 
 #[test]
 fn a_merge_down_without_power() {
-    merge(End::Power, true);
+    merge(End::Power, true, false);
 }
 
 #[test]
 fn a_merge_up_without_power() {
-    merge(End::Power, false);
+    merge(End::Power, false, false);
 }
 
 /// A closed disk is durable, and a flushed one.

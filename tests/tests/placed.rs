@@ -40,22 +40,27 @@ mod rows;
 mod scene;
 #[path = "hosts/schedule.rs"]
 mod schedule;
+#[path = "hosts/shrink.rs"]
+mod shrink;
 #[path = "hosts/writing.rs"]
 mod writing;
 
 use std::ops::RangeInclusive;
+use std::time::{Duration, Instant};
 
 use vdsmstore_core::options::{AutoFix, CreateOptions, ResizeOptions};
 use vdsmstore_io::mutation;
 
 use deeds::Deed;
 use scene::{Scene, Storage};
-use schedule::{Context, Fate, First, Schedule};
+use schedule::{Chance, Context, Fate, First, Schedule};
 
 /// A schedule, and the switch that it is about.
 pub struct Row {
     /// With `+` between them, several: it fails when all of them are on, and no less. The place is that of the first.
     pub switch: &'static str,
+    /// Another place that counts in its stead; empty: its own.
+    pub at: &'static str,
     pub storage: Storage,
     /// Its scene, by name.
     pub operation: &'static str,
@@ -105,8 +110,7 @@ impl Row {
         self.switch.split('+')
     }
 
-    /// How many schedules there were.
-    fn run(&self) -> usize {
+    fn context(&self) -> Context {
         let operation = operations::named(self.operation);
         let start = operations::start(operation, self.storage, SEED);
         // The same context with the switch on as without it.
@@ -117,26 +121,72 @@ impl Row {
         };
         let context = Context::new(start, self.storage, operation, first, SEED + 10);
         mutation::as_told();
-        let what = format!("{} in {:?} ({:?})", self.switch, self.operation, self.storage);
+        context
+    }
+
+    /// After which steps the first host comes to the place.
+    fn places<'a>(&self, context: &'a Context) -> &'a [u64] {
         let first = self.names().next().unwrap();
-        let at = NEXT_TO.iter().find(|(switch, _)| *switch == first).map_or(first, |(_, at)| *at);
-        let places = context.places.get(at).unwrap_or_else(|| panic!("{what}: nobody comes there"));
-        let place = *places.get(self.nth).unwrap_or_else(|| panic!("{what}: only at {places:?}"));
-        let mut ran = 0;
-        for later in self.later.clone() {
-            let held = place.saturating_add_signed(later + 1).clamp(1, context.steps);
-            let schedule = Schedule {
-                held,
-                fate: self.fate,
-                deeds: (self.second)(&context.start),
-                pauses: self.pauses,
-                goes_on: self.goes_on,
-                what: format!("{what}, held at step {held} of {}", context.steps),
-                context: &context,
-            };
-            ran += usize::from(schedule.run().held);
+        let next_to = NEXT_TO.iter().find(|(switch, _)| *switch == first).map_or(first, |(_, at)| *at);
+        let at = if self.at.is_empty() { next_to } else { self.at };
+        let nobody =
+            || panic!("{} in {:?}: nobody comes to {at}: {:?}", self.switch, self.operation, context.places);
+        context.places.get(at).unwrap_or_else(nobody)
+    }
+
+    fn schedule<'a>(
+        &self,
+        context: &'a Context,
+        nth: usize,
+        later: i64,
+        pauses: Option<u64>,
+        goes_on: Option<u64>,
+    ) -> Schedule<'a> {
+        let places = self.places(context);
+        let place = *places.get(nth).unwrap_or_else(|| panic!("{}: only at {places:?}", self.switch));
+        let held = place.saturating_add_signed(later + 1).clamp(1, context.steps);
+        let what = format!(
+            "{} in {:?} ({:?}), held at step {held} of {} (nth: {nth}, later: {later}, pauses: {pauses:?}, goes_on: {goes_on:?})",
+            self.switch, self.operation, self.storage, context.steps
+        );
+        let deeds = (self.second)(&context.start);
+        Schedule { context, held, fate: self.fate, deeds, pauses, goes_on, what }
+    }
+
+    /// Tries moments by chance; which ones it fails at without all that it is about, and not without less.
+    fn moments(&self, budget: Duration) {
+        let context = self.context();
+        let all = mutation::named(self.switch).unwrap();
+        let count = self.places(&context).len();
+        let mut chance = Chance(SEED);
+        let (mut tried, mut failed, begun) = (0, 0, Instant::now());
+        while begun.elapsed() < budget && failed < 10 {
+            let nth = chance.below(count as u64) as usize;
+            let (low, high) = (*self.later.start(), *self.later.end());
+            let later = low + chance.below((high - low + 1).cast_unsigned()) as i64;
+            let pauses = self.pauses.filter(|_| chance.below(4) > 0).map(|most| 1 + chance.below(most));
+            let goes_on = self.goes_on.filter(|_| chance.below(2) > 0).map(|most| 1 + chance.below(most));
+            let schedule = self.schedule(&context, nth, later, pauses, goes_on);
+            tried += 1;
+            let Some(text) = shrink::without(&schedule, &all) else { continue };
+            if let Some(text) = shrink::without(&schedule, &[]) {
+                println!("FAILS without any: {text}");
+                continue;
+            }
+            failed += 1;
+            let set = shrink::shrink(all.clone(), |set| shrink::without(&schedule, set).is_some());
+            println!("{} | {}", shrink::told(&set), text.chars().take(500).collect::<String>());
         }
-        assert!(ran > 0, "{what}: it was not held");
+        println!("{}: failed at {failed} of {tried} moments", self.switch);
+    }
+
+    /// How many schedules there were.
+    fn run(&self) -> usize {
+        let context = self.context();
+        let run =
+            |later: &i64| self.schedule(&context, self.nth, *later, self.pauses, self.goes_on).run().held;
+        let ran = self.later.clone().filter(run).count();
+        assert!(ran > 0, "{} in {:?}: it was not held", self.switch, self.operation);
         ran
     }
 }
@@ -154,6 +204,20 @@ fn rows() {
     }
     println!("{ran} schedules");
     assert!(ran > 0 || on.is_some());
+}
+
+/// Looks for the moments of the rows about what `VDSMSTORE_FOCUS` names, while that is out: when the first host is held,
+/// and for how long each goes on. `later` says how far around the place, `pauses` and `goes_on` how many steps at most.
+#[test]
+#[ignore = "reports, and judges nothing"]
+fn moments() {
+    std::fs::write(file_to_import(), scene::pattern(6)).unwrap();
+    let names = std::env::var("VDSMSTORE_FOCUS").unwrap();
+    let seconds = std::env::var("VDSMSTORE_FOCUS_SECONDS").map_or(30, |text| text.parse().unwrap());
+    std::panic::set_hook(Box::new(|_| {}));
+    for row in rows::ALL.iter().copied().flatten().filter(|row| row.switch == names) {
+        row.moments(Duration::from_secs(seconds));
+    }
 }
 
 /// Whoever needs a disk whose replacement is under way gives the replacement up.

@@ -8,8 +8,10 @@ use crate::{Begin, Row};
 
 #[path = "rows/taking_turns.rs"]
 mod taking_turns;
+#[path = "rows/together.rs"]
+mod together;
 
-pub const ALL: &[&[Row]] = &[ROWS, taking_turns::ROWS];
+pub const ALL: &[&[Row]] = &[ROWS, taking_turns::ROWS, together::ROWS];
 
 fn key(scene: &Scene, repo: usize, name: &str) -> (usize, String) {
     (repo, scene.id(name).to_owned())
@@ -17,6 +19,7 @@ fn key(scene: &Scene, repo: usize, name: &str) -> (usize, String) {
 
 const ROWS: &[Row] = &[Row {
     switch: "layout.look.target",
+    at: "",
     storage: Storage::Clones,
     operation: "create on a snapshot of another repository",
     first: Begin::Operation,

@@ -31,7 +31,7 @@ pub fn family(names: &str) -> Vec<Switch> {
 }
 
 /// How the schedule fails without these; None: it does not.
-fn without(schedule: &Schedule<'_>, out: &[Switch]) -> Option<String> {
+pub fn without(schedule: &Schedule<'_>, out: &[Switch]) -> Option<String> {
     mutation::take_out(out);
     let outcome = catch_unwind(AssertUnwindSafe(|| schedule.run()));
     mutation::keep_all();
@@ -50,7 +50,7 @@ fn differs(schedule: &Schedule<'_>, out: &[Switch]) -> Option<bool> {
 }
 
 /// Some of them without which it still fails, and without none of which less it would not.
-fn shrink(mut out: Vec<Switch>, fails: impl Fn(&[Switch]) -> bool) -> Vec<Switch> {
+pub fn shrink(mut out: Vec<Switch>, fails: impl Fn(&[Switch]) -> bool) -> Vec<Switch> {
     let mut parts = 2;
     while out.len() > 1 {
         let length = out.len().div_ceil(parts);
@@ -72,7 +72,7 @@ fn shrink(mut out: Vec<Switch>, fails: impl Fn(&[Switch]) -> bool) -> Vec<Switch
 }
 
 /// The set without one of them, if that is noticed by almost the same schedule.
-fn less<'a>(set: &[Switch], schedule: impl Fn() -> Schedule<'a>) -> Option<Vec<Switch>> {
+pub fn less<'a>(set: &[Switch], schedule: impl Fn() -> Schedule<'a>) -> Option<Vec<Switch>> {
     if set.len() < 2 {
         return None;
     }
@@ -94,7 +94,12 @@ fn less<'a>(set: &[Switch], schedule: impl Fn() -> Schedule<'a>) -> Option<Vec<S
     })
 }
 
-fn told(set: &[Switch]) -> String {
+/// Whether the schedule fails without all of these, and neither it nor almost the same one without fewer.
+pub fn needs_all<'a>(set: &[Switch], schedule: impl Fn() -> Schedule<'a>) -> bool {
+    without(&schedule(), set).is_some() && less(set, schedule).is_none()
+}
+
+pub fn told(set: &[Switch]) -> String {
     let names: Vec<_> = set.iter().map(|switch| switch.name).collect();
     names.join("+")
 }

@@ -225,10 +225,14 @@ pub(crate) fn volume(repo: &Repo, id: VolumeId) -> Result<()> {
         Err(error) if error.kind() == ErrorKind::ImageBroken => None,
         Err(error) => return Err(error),
     };
-    let was = record.state;
+    let mut was = record.state;
     let doomed = repo.update_volume(id, |now| {
         if now.state == VolumeState::Doomed || without!("clean.flag.volume") {
             return Ok(Change::Keep);
+        }
+        // It may have become ready since it was read.
+        if !without!("clean.reread.state") {
+            was = now.state;
         }
         now.state = VolumeState::Doomed;
         Ok(Change::Claim)

@@ -260,10 +260,13 @@ impl Mend {
             add::seal(&self.repo, self.image, &volume)?;
             self.filler = None;
             self.sealed(&image, &volume)?;
-        } else {
+        } else if image.next == Some(volume.id()) || without!("mend.compare.filled") {
             add::ready(&self.repo, &volume)?;
             self.filler = None;
             replace::seal(&self.repo, &image)?;
+        } else {
+            // Another host took over, and it is filling another one.
+            return Err(add::displaced(&self.repo, volume.id()));
         }
         Ok(Step::Again)
     }

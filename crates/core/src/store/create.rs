@@ -45,12 +45,15 @@ fn tell(repo: &Repo, image: &ImageRecord) -> Result<ImageId> {
     if image.state != State::Pending || without!("create.claim.told") {
         return Ok(id);
     }
+    let joined = join(repo, id)?;
+    joined.map(|_| id).ok_or_else(|| in_use(repo, id, "the call that was to make it has failed"))
+}
+
+/// Claims an image that another call is making, so that it stays should that call fail. None: it has gone.
+fn join(repo: &Repo, id: ImageId) -> Result<Option<ImageRecord>> {
     let now = repo
         .update_image(id, |now| Ok(if now.state == State::Pending { Change::Claim } else { Change::Keep }))?;
-    match now {
-        Some(now) if now.visible() => Ok(id),
-        _ => Err(in_use(repo, id, "the call that was to make it has failed")),
-    }
+    Ok(now.filter(ImageRecord::visible))
 }
 
 /// The answer to a call that was made before under an id of the caller's choice.
@@ -476,7 +479,12 @@ fn snapshot_copy(
             Some(image) => image,
         };
         match present.state {
-            State::Pending => return Ok(present),
+            State::Pending if without!("create.claim.joined") => return Ok(present),
+            State::Pending => {
+                if let Some(joined) = join(repo, id)? {
+                    return Ok(joined);
+                }
+            }
             State::Live
                 if present.next.is_some() || chain::whole(repo, present.clone(), Read::Fresh).is_ok() =>
             {

@@ -21,6 +21,7 @@ const fn row(
 ) -> Row {
     Row {
         switch,
+        at: "",
         storage,
         operation,
         first: Begin::Operation,
@@ -44,9 +45,6 @@ pub const ROWS: &[Row] = &[
     },
     // The disk grows while the first host merges it down: the lowest volume is too small by then.
     row("seal.compare.owner", Storage::Overlays, "remove a snapshot and merge down", -3..=0, 2, |scene| {
-        vec![Deed::Resize(key(scene, 0, "disk"), LARGER)]
-    }),
-    row("merge.lock", Storage::Overlays, "remove a snapshot and merge down", 4..=4, 1, |scene| {
         vec![Deed::Resize(key(scene, 0, "disk"), LARGER)]
     }),
     // The image is on a volume of its own by then.
