@@ -39,6 +39,15 @@ impl Place {
         Place { faults: FaultFs::mount(&source, &mount).unwrap(), _root: root }
     }
 
+    fn formatted() -> Place {
+        let place = Place::new();
+        let formatter = Store::new(StoreOptions::default()).unwrap();
+        formatter
+            .format_storage_repository("localfs-1.0", &at(&place.repo()), &FormatOptions::default())
+            .unwrap();
+        place
+    }
+
     fn repo(&self) -> PathBuf {
         self.faults.path().join("A")
     }
@@ -237,11 +246,7 @@ fn what_was_read_is_durable_before_it_is_built_upon() {
     if !possible() {
         return;
     }
-    let place = Place::new();
-    let formatter = Store::new(StoreOptions::default()).unwrap();
-    formatter
-        .format_storage_repository("localfs-1.0", &at(&place.repo()), &FormatOptions::default())
-        .unwrap();
+    let place = Place::formatted();
     let writer = place.store();
     let plain = CreateOptions::default();
     let disk = writer.create_virtual_disk("A", Some(SIZE), None, "{}", &plain).unwrap().to_string();
@@ -270,11 +275,7 @@ fn what_was_deleted_is_so_durably_before_its_record_goes() {
     if !possible() {
         return;
     }
-    let place = Place::new();
-    let formatter = Store::new(StoreOptions::default()).unwrap();
-    formatter
-        .format_storage_repository("localfs-1.0", &at(&place.repo()), &FormatOptions::default())
-        .unwrap();
+    let place = Place::formatted();
     let store = place.store();
     let plain = CreateOptions::default();
     let disk = store.create_virtual_disk("A", Some(SIZE), None, "{}", &plain).unwrap().to_string();
@@ -306,11 +307,7 @@ fn nothing_is_believed_after_a_failed_flush() {
     if !possible() {
         return;
     }
-    let place = Place::new();
-    let formatter = Store::new(StoreOptions::default()).unwrap();
-    formatter
-        .format_storage_repository("localfs-1.0", &at(&place.repo()), &FormatOptions::default())
-        .unwrap();
+    let place = Place::formatted();
     let store = place.store();
     let disk = store.create_virtual_disk("A", Some(SIZE), None, "{}", &CreateOptions::default()).unwrap();
     let image = store.open_image("A", &disk.to_string(), true).unwrap();
@@ -334,11 +331,7 @@ fn an_exported_file_is_durable_before_it_has_its_name() {
     if !possible() {
         return;
     }
-    let place = Place::new();
-    let formatter = Store::new(StoreOptions::default()).unwrap();
-    formatter
-        .format_storage_repository("localfs-1.0", &at(&place.repo()), &FormatOptions::default())
-        .unwrap();
+    let place = Place::formatted();
     let outside = place.faults.path().join("outside");
     fs::create_dir(&outside).unwrap();
     let store = place.store();

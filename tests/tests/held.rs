@@ -15,29 +15,15 @@ mod scene;
 
 use std::collections::BTreeMap;
 
-use vdsmstore_core::id::{Incarnation, VolumeId};
+use vdsmstore_core::id::VolumeId;
 use vdsmstore_core::options::{
     AutoFix, CheckOptions, CopyOptions, CreateOptions, FixOptions, ForceOptions, PrepareOptions,
     RemoveOptions, ResizeOptions, Strategy,
 };
-use vdsmstore_core::repository::{HostIdentity, QemuUse, Read, RecordKey};
-use vdsmstore_core::{Error, ErrorKind, Fix, FixType, Result, Store, StoreOptions};
+use vdsmstore_core::repository::{QemuUse, Read, RecordKey};
+use vdsmstore_core::{Error, ErrorKind, Fix, FixType, Result, Store};
 
-use scene::{Ids, NAMES, SIZE, Scene, content, host, pattern, read};
-
-/// A process of that machine.
-fn process(scene: &Scene, machine: &str) -> (Store, HostIdentity) {
-    let mut options = StoreOptions::default();
-    options.host_id = Some(machine.into());
-    options.threads = Some(0);
-    let store = Store::new(options).unwrap();
-    let identity =
-        HostIdentity { host_id: machine.into(), incarnation: Incarnation::random(), boot_id: machine.into() };
-    for (world, repo) in scene.worlds.iter().zip(NAMES) {
-        store.connect_driver(repo, world.connect(identity.clone())).unwrap();
-    }
-    (store, identity)
-}
+use scene::{Ids, SIZE, Scene, content, host, join, pattern, read};
 
 /// All records, as they are stored.
 fn records(scene: &Scene) -> BTreeMap<(usize, String), Vec<u8>> {
@@ -138,7 +124,7 @@ fn nobody_gets_it(
 /// The scene with only `child` on its snapshot, which is removed; and the fixes that this leaves to do.
 fn to_be_merged() -> (Scene, Ids, Vec<Fix>) {
     let (scene, ids) = scene::scene(false);
-    let (store, _) = process(&scene, "setup");
+    let (store, _) = join(&scene, "setup");
     store.remove_image("A", &ids.disk, &RemoveOptions::default()).unwrap();
     store.run_tasks();
     store.set_image_strategy("A", &ids.child, Strategy::Performance).unwrap();
@@ -155,8 +141,8 @@ fn to_be_merged() -> (Scene, Ids, Vec<Fix>) {
 #[test]
 fn one_that_is_open() {
     let (scene, ids, fixes) = to_be_merged();
-    let (holder, _) = process(&scene, "one");
-    let (other, _) = process(&scene, "another");
+    let (holder, _) = join(&scene, "one");
+    let (other, _) = join(&scene, "another");
     let image = holder.open_image("A", &ids.child, true).unwrap();
     nobody_gets_it(&scene, &ids, &other, (ATTEMPTS, &fixes), "open");
     image.write(0, &[9; 512]).unwrap();
@@ -173,15 +159,15 @@ fn one_that_is_open() {
 #[test]
 fn one_that_was_prepared() {
     let (scene, ids, fixes) = to_be_merged();
-    let (gone, me) = process(&scene, "machine");
+    let (gone, me) = join(&scene, "machine");
     gone.prepare_image("A", &ids.child, &PrepareOptions::default()).unwrap();
     for world in &scene.worlds {
         world.crash(me.incarnation, &mut || true);
     }
-    let (other, _) = process(&scene, "machine");
+    let (other, _) = join(&scene, "machine");
     nobody_gets_it(&scene, &ids, &other, (ATTEMPTS, &fixes), "prepared");
     // Its own machine gives it back, no other one.
-    let (elsewhere, _) = process(&scene, "elsewhere");
+    let (elsewhere, _) = join(&scene, "elsewhere");
     let give_back = |store: &Store| store.teardown_image("A", &ids.child, &ForceOptions::default());
     in_use("teardown elsewhere", give_back(&elsewhere));
     let volume = volume_of(&scene, &ids.child);
@@ -199,7 +185,7 @@ fn one_that_was_prepared() {
 #[test]
 fn one_that_a_program_writes() {
     let (scene, ids, fixes) = to_be_merged();
-    let (other, _) = process(&scene, "machine");
+    let (other, _) = join(&scene, "machine");
     let volumes = scene.worlds[0].objects();
     for volume in volumes {
         scene.worlds[0].set_qemu(volume, IN_QEMU);
@@ -212,8 +198,8 @@ fn one_that_a_program_writes() {
 #[test]
 fn one_that_is_read() {
     let (scene, ids) = scene::scene(false);
-    let (reader, _) = process(&scene, "one");
-    let (other, _) = process(&scene, "another");
+    let (reader, _) = join(&scene, "one");
+    let (other, _) = join(&scene, "another");
     for id in [&ids.child, &ids.snapshot] {
         let image = reader.open_image("A", id, false).unwrap();
         in_use("remove", other.remove_image("A", id, &RemoveOptions::default()));
@@ -230,18 +216,18 @@ fn one_that_is_read() {
 #[test]
 fn one_whose_copy_was_announced() {
     let (scene, ids) = scene::scene(false);
-    let (other, _) = process(&scene, "machine");
+    let (other, _) = join(&scene, "machine");
     let options =
         CopyOptions { auto_fix: AutoFix::Off, image_id: Some(ids.new.clone()), ..CopyOptions::default() };
     other.copy_image("B", &ids.child, None, "{}", &options).unwrap();
     let mend = listed_in(&other, "B", FixType::Mend);
-    let (gone, me) = process(&scene, "machine");
+    let (gone, me) = join(&scene, "machine");
     gone.prepare_image("A", &ids.child, &PrepareOptions::default()).unwrap();
     for world in &scene.worlds {
         world.crash(me.incarnation, &mut || true);
     }
     in_use("mend", run_in(&other, "B", &mend));
-    let (again, _) = process(&scene, "machine");
+    let (again, _) = join(&scene, "machine");
     again.teardown_image("A", &ids.child, &ForceOptions::default()).unwrap();
     run_in(&other, "B", &mend).unwrap();
     assert!(read(&other, "B", &ids.new).unwrap() == content(&scene, 0, &ids.child));
@@ -252,7 +238,7 @@ fn one_whose_copy_was_announced() {
 fn one_whose_snapshot_was_announced() {
     for reflink in [false, true] {
         let (scene, ids) = scene::scene(reflink);
-        let (other, _) = process(&scene, "another");
+        let (other, _) = join(&scene, "another");
         let options = CreateOptions {
             auto_fix: AutoFix::Off,
             image_id: Some(ids.new.clone()),
@@ -279,7 +265,7 @@ fn one_whose_snapshot_was_announced() {
 #[test]
 fn one_that_a_program_writes_is_cloned() {
     let (scene, ids) = scene::scene(true);
-    let (other, _) = process(&scene, "another");
+    let (other, _) = join(&scene, "another");
     let volume = volume_of(&scene, &ids.child);
     scene.worlds[0].set_qemu(volume, IN_QEMU);
     let snapshot = other.create_snapshot("A", &ids.child, "{}", &CreateOptions::default()).unwrap();
@@ -291,8 +277,8 @@ fn one_that_a_program_writes_is_cloned() {
 #[test]
 fn one_that_is_built_on_what_could_be_merged() {
     let (scene, ids) = scene::scene(false);
-    let (reader, _) = process(&scene, "one");
-    let (other, _) = process(&scene, "another");
+    let (reader, _) = join(&scene, "one");
+    let (other, _) = join(&scene, "another");
     other.remove_image("A", &ids.disk, &RemoveOptions::default()).unwrap();
     other.run_tasks();
     other.create_snapshot("A", &ids.child, "{}", &CreateOptions::default()).unwrap();
@@ -310,8 +296,8 @@ fn one_that_is_built_on_what_could_be_merged() {
 #[test]
 fn one_that_was_replaced() {
     let (scene, ids) = scene::scene(false);
-    let (reader, _) = process(&scene, "one");
-    let (other, _) = process(&scene, "another");
+    let (reader, _) = join(&scene, "one");
+    let (other, _) = join(&scene, "another");
     let image = reader.open_image("A", &ids.child, false).unwrap();
     let volume = volume_of(&scene, &ids.child);
     other.set_image_strategy("A", &ids.child, Strategy::Performance).unwrap();

@@ -121,6 +121,16 @@ fn disk(store: &Store, data: &[u8]) -> String {
     id
 }
 
+/// Into the other repository, so slowly that it can be interrupted.
+fn copy_slowly(store: &Store, source: &str) -> String {
+    let options = CopyOptions {
+        bandwidth: Some(Bandwidth(2 * CLUSTER as u64)),
+        task_id: Some(TASK.into()),
+        ..CopyOptions::default()
+    };
+    store.copy_image("B", source, None, "{}", &options).unwrap().to_string()
+}
+
 /// A copy of a disk. `rewritten`: the disk is written before the copy is gone on with.
 fn copy(end: End, rewritten: bool) {
     let mut scene = empty();
@@ -129,12 +139,7 @@ fn copy(end: End, rewritten: bool) {
     scene.model.insert((0, source.clone()), pattern(1));
     store.close().unwrap();
     let (store, me) = worker(&scene);
-    let options = CopyOptions {
-        bandwidth: Some(Bandwidth(2 * CLUSTER as u64)),
-        task_id: Some(TASK.into()),
-        ..CopyOptions::default()
-    };
-    let copy = store.copy_image("B", &source, None, "{}", &options).unwrap().to_string();
+    let copy = copy_slowly(&store, &source);
     interrupt(&scene, store, &me, 1, &copy, end);
     scene.model.insert((1, copy), pattern(1));
     if rewritten {
@@ -225,12 +230,7 @@ fn a_copy_of_what_goes_on_being_written() {
     let source = disk(&writer, &pattern(1));
     let image = writer.open_image("A", &source, true).unwrap();
     let (store, me) = worker(&scene);
-    let options = CopyOptions {
-        bandwidth: Some(Bandwidth(2 * CLUSTER as u64)),
-        task_id: Some(TASK.into()),
-        ..CopyOptions::default()
-    };
-    let copy = store.copy_image("B", &source, None, "{}", &options).unwrap().to_string();
+    let copy = copy_slowly(&store, &source);
     interrupt(&scene, store, &me, 1, &copy, End::Stopped);
     for (index, block) in pattern(2).chunks(CLUSTER).enumerate() {
         image.write((index * CLUSTER) as i64, block).unwrap();
@@ -250,12 +250,7 @@ fn a_copy_of_what_is_taken_for_writing_meanwhile() {
     let source = disk(&store, &pattern(1));
     store.close().unwrap();
     let (store, me) = worker(&scene);
-    let options = CopyOptions {
-        bandwidth: Some(Bandwidth(2 * CLUSTER as u64)),
-        task_id: Some(TASK.into()),
-        ..CopyOptions::default()
-    };
-    let copy = store.copy_image("B", &source, None, "{}", &options).unwrap().to_string();
+    let copy = copy_slowly(&store, &source);
     interrupt(&scene, store, &me, 1, &copy, End::Stopped);
     scene.model.insert((0, source.clone()), pattern(2));
     for step in 1.. {

@@ -33,27 +33,13 @@ use vdsmstore_core::options::{
 };
 use vdsmstore_core::repository::{HostIdentity, Liveness, Read, RecordKey};
 use vdsmstore_core::sim::{SimOptions, SimWorld};
-use vdsmstore_core::{FixType, Store, StoreOptions};
+use vdsmstore_core::{FixType, Store};
 use vdsmstore_io::device::sim::hosts::{self, Act, Turn};
 use vdsmstore_io::mutation;
 
 use beside::beside;
 use operation::{OPERATIONS, Operation};
 use scene::{CLUSTER, Ids, NAMES, SIZE, Scene, fill, join, read, repair};
-
-/// A process of that machine.
-fn process(scene: &Scene, machine: &str) -> (Store, Incarnation) {
-    let mut options = StoreOptions::default();
-    options.host_id = Some(machine.into());
-    options.threads = Some(0);
-    let store = Store::new(options).unwrap();
-    let incarnation = Incarnation::random();
-    let identity = HostIdentity { host_id: machine.into(), incarnation, boot_id: machine.into() };
-    for (world, repo) in scene.worlds.iter().zip(NAMES) {
-        store.connect_driver(repo, world.connect(identity.clone())).unwrap();
-    }
-    (store, incarnation)
-}
 
 /// The record of an image in the first repository.
 fn record(scene: &Scene, id: &str) -> Value {
@@ -76,8 +62,8 @@ fn beside_who_prepares(
 ) -> u64 {
     for step in 1.. {
         let scene = start.copy();
-        let ((one, _), (two, me)) =
-            hosts::alone(1, || (process(&scene, "machine"), process(&scene, "machine")));
+        let ((one, _), (two, HostIdentity { incarnation: me, .. })) =
+            hosts::alone(1, || (join(&scene, "machine"), join(&scene, "machine")));
         let told = Arc::new(Mutex::new(None));
         let run_first: hosts::Work<()> = {
             let child = ids.child.clone();
@@ -113,7 +99,7 @@ fn a_disk_that_was_prepared_once_more_is_not_given_back() {
     let (start, ids) = hosts::alone(0, || scene::scene(false));
     // Another process of the machine had prepared it, and has gone.
     hosts::alone(0, || {
-        let (gone, me) = process(&start, "machine");
+        let (gone, HostIdentity { incarnation: me, .. }) = join(&start, "machine");
         gone.prepare_image("A", &ids.child, &PrepareOptions::default()).unwrap();
         for world in &start.worlds {
             world.crash(me, &mut || true);
@@ -136,7 +122,7 @@ fn a_disk_that_was_prepared_keeps_its_volumes() {
     let options = SimOptions { several_hosts: false, ..SimOptions::default() };
     let (start, ids) = hosts::alone(0, || {
         let (scene, ids) = scene::scene_on(options);
-        let (store, _) = process(&scene, "setup");
+        let (store, _) = join(&scene, "setup");
         store.remove_image("A", &ids.disk, &RemoveOptions::default()).unwrap();
         store.run_tasks();
         let later = RemoveOptions { auto_fix: AutoFix::Off, ..RemoveOptions::default() };
@@ -213,7 +199,8 @@ enum Cut {
 /// The first host is held where it is about to make something durable, and never heard of again. Another one makes the same
 /// call, and repairs what it finds; when it has made so much durable, all hosts lose power.
 fn cut_beside(scene: &Scene, ids: &Arc<Ids>, operation: &'static Operation, step: u64, syncs: u64) -> Cut {
-    let ((one, me), (two, other)) = hosts::alone(1, || (process(scene, "one"), process(scene, "two")));
+    let (one, two) = hosts::alone(1, || (join(scene, "one"), join(scene, "two")));
+    let ((one, me), (two, other)) = ((one.0, one.1.incarnation), (two.0, two.1.incarnation));
     let run_first: hosts::Work<()> = {
         let ids = ids.clone();
         Box::new(move || {
@@ -278,7 +265,7 @@ fn judge(scene: &Scene, removes: &[(usize, String)], what: &str) {
 
 /// A disk of five clusters, of which it has the first, on a longer base; its id, and what it holds.
 fn short_disk(scene: &Scene) -> (String, Vec<u8>) {
-    let (store, _) = process(scene, "setup");
+    let (store, _) = join(scene, "setup");
     let plain = CreateOptions::default();
     let make = |data: &[u8]| {
         let size = Some(data.len() as i64);
@@ -300,7 +287,7 @@ fn short_disk(scene: &Scene) -> (String, Vec<u8>) {
 /// The number of the step before which a host that works alone comes to the place of that switch, and how many it makes.
 fn place(start: &Scene, name: &'static str, work: impl FnOnce(&Store) + Send + 'static) -> (u64, u64) {
     let scene = start.copy();
-    let (store, _) = hosts::alone(1, || process(&scene, "alone"));
+    let (store, _) = hosts::alone(1, || join(&scene, "alone"));
     let found = Arc::new(Mutex::new((None, 0)));
     let decide = {
         let found = found.clone();
@@ -353,7 +340,8 @@ fn larger_under_a_writer(taker: &'static str, later: RangeInclusive<u64>) {
     let (mut refused, mut written) = (0, 0);
     for (goes, later) in (1..=steps - begins).flat_map(|goes| later.clone().map(move |later| (goes, later))) {
         let scene = start.copy();
-        let ((one, me), (two, _)) = hosts::alone(1, || (process(&scene, "one"), process(&scene, "two")));
+        let ((one, HostIdentity { incarnation: me, .. }), (two, _)) =
+            hosts::alone(1, || (join(&scene, "one"), join(&scene, "two")));
         let done = Arc::<AtomicBool>::default();
         let works: Vec<hosts::Work<()>> = vec![
             {

@@ -37,8 +37,9 @@ impl Image {
     ///
     /// What lies below, and what the top layer's device has from earlier beyond the old end, does not show: as
     /// far as the layer below reaches, the new bytes become explicit zeroes in the top layer; also where that has more
-    /// than shows, for who opens the files as their headers say sees all of it. Before the header of a qcow2 tells the new size all of that is durable, so a power cut leaves the old disk or the new one;
-    /// opened with the old `size` it can be grown again.
+    /// than shows, for who opens the files as their headers say sees all of it. Before the header of a qcow2 tells the
+    /// new size all of that is durable, so a power cut leaves the old disk or the new one; opened with the old `size`
+    /// it can be grown again.
     ///
     /// `InvalidInput` if `new_size` is smaller than the size, no multiple of 512 or more than the format can
     /// have, and for a qcow2 whose header names a backing file that is not among the layers. `NoSpace` if the
