@@ -85,12 +85,11 @@ impl Scene {
         self.worlds[repo].connect(HostIdentity { host_id: "raw".into(), incarnation, boot_id: "raw".into() })
     }
 
-    /// What is stored.
+    /// What is stored. It is read from a copy: another thread may copy this scene meanwhile, and would find the reader in it
+    /// as a host that never leaves.
     pub fn raw(&self, repo: usize) -> Raw {
-        let driver = self.driver(repo);
-        let raw = Raw::read(&self.worlds[repo], &*driver);
-        driver.close().unwrap();
-        raw
+        let copy = self.copy();
+        Raw::read(&copy.worlds[repo], &*copy.driver(repo))
     }
 
     pub fn id(&self, name: &str) -> &str {
