@@ -175,6 +175,8 @@ impl<V: View> Judge<'_, V> {
         let id = image.id();
         let volume = self.view.volume(image.volume)?;
         Ok(Some(match volume.map(|volume| volume.state) {
+            // The volume has a fix of its own.
+            Some(VolumeState::Doomed) if self.view.object(image.volume)? => return Ok(None),
             None | Some(VolumeState::Doomed) => Action::CleanImage(id),
             Some(VolumeState::Filling) => Action::Mend(id),
             Some(VolumeState::Ready) => {
@@ -195,7 +197,9 @@ impl<V: View> Judge<'_, V> {
             return Ok(Some(Action::Mend(id)));
         }
         let fetch = || -> Result<Option<Action>> {
-            let there = image.kind == Kind::Snapshot && elsewhere(self.repos, self.repo, id)?.is_some();
+            let there = image.kind == Kind::Snapshot
+                && !self.is_kept_from_deletion(image.volume)?
+                && elsewhere(self.repos, self.repo, id)?.is_some();
             Ok(there.then_some(Action::Mend(id)))
         };
         match resolve(self.view, image.clone())? {
@@ -268,11 +272,16 @@ impl<V: View> Judge<'_, V> {
     }
 
     fn volume(&self, id: VolumeId) -> Result<Option<Action>> {
-        let unheld = match self.view.has_volume(id) {
-            Ok(true) => self.view.is_held(id).map(|held| !held),
+        let wrong = match self.view.has_volume(id) {
+            Ok(true) => self.view.is_held(id).and_then(|held| Ok(!held || self.is_kept_from_deletion(id)?)),
             other => other,
         };
-        Ok(unless_bad(unheld, false)?.then_some(Action::CleanVolume(id)))
+        Ok(unless_bad(wrong, false)?.then_some(Action::CleanVolume(id)))
+    }
+
+    /// Whether a volume that somebody points at was about to be deleted, and is there: the same fix keeps it.
+    fn is_kept_from_deletion(&self, id: VolumeId) -> Result<bool> {
+        Ok(self.view.is_doomed(id)? && self.view.object(id)?)
     }
 
     fn object(&self, id: VolumeId) -> Result<Option<Action>> {
@@ -398,6 +407,9 @@ fn text(all: &Everything, action: Action) -> String {
             }
         },
         Action::CleanImage(id) => format!("remove what is left of image {id}"),
+        Action::CleanVolume(id) if matches!(all.is_held(id), Ok(true)) => {
+            format!("keep volume {id}, which an image came to use before it was deleted")
+        }
         Action::CleanVolume(id) => format!("remove volume {id}, which no image uses"),
         Action::CleanObject(id) => format!("remove data object {id}, which has no record"),
         Action::CleanMarker(Marker::Child(image, volume)) => {

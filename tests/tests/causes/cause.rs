@@ -64,6 +64,7 @@ pub const CAUSES: &[(&str, &str)] = &[
     ("clean-volume", "a former host may still write it"),
     ("clean-volume", "doomed"),
     ("clean-volume", "doomed, its object is gone"),
+    ("clean-volume", WANTED),
     ("clean-object", "its record was lost"),
     ("clean-child", "announced, and the volume never came"),
     ("clean-child", "the volume is built on another image now"),
@@ -76,6 +77,9 @@ pub const CAUSES: &[(&str, &str)] = &[
     ("clean-progress", "the image is complete"),
     ("sweep", "the registration of a dead store"),
 ];
+
+/// The cause of a fix that keeps a volume.
+pub const WANTED: &str = "doomed, and its image wants it";
 
 /// The action of a fix, as its document names it.
 pub fn action(fix: &Fix) -> &str {
@@ -305,6 +309,7 @@ fn clean_volume(id: &str, raw: &Raw, storage: Storage) -> &'static str {
         ("filling", _) if came => "its image does not want it any more",
         ("filling", _) => "announced, and its image never came",
         ("ready", _) => "its image is on another volume, or gone",
+        ("doomed", true) if !raw.held_by(id).is_empty() => WANTED,
         ("doomed", true) => "doomed",
         ("doomed", false) => "doomed, its object is gone",
         other => panic!("a volume is cleaned without a test: {other:?}"),

@@ -223,6 +223,32 @@ pub const OPERATIONS: &[Operation] = &[
         removes: &[(0, "snapshot")],
     },
     Operation {
+        name: "doom the volume of a disk that came to want it",
+        storages: OVERLAYS,
+        setup: |store, scene| {
+            family(store, scene);
+            scene.doom(0, "child");
+        },
+        run: |_, _| Ok(()),
+        removes: &[],
+    },
+    Operation {
+        name: "doom the volume of an announced copy that came to want it",
+        storages: COPIES,
+        setup: |store, scene| {
+            family(store, scene);
+            scene.expect(1, "new", pattern(2));
+            scene.interrupted(
+                1,
+                |store, scene| copy_to_b(store, scene, "child", None, "new"),
+                |scene| scene.raw(1).progress.contains_key(scene.id("new")),
+            );
+            scene.doom(1, "new");
+        },
+        run: |store, _| repair(store, "B"),
+        removes: &[],
+    },
+    Operation {
         name: "take 65 snapshots of a disk",
         storages: OVERLAYS,
         setup: |store, scene| {

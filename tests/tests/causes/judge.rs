@@ -3,7 +3,7 @@
 use vdsmstore_core::options::{CheckOptions, FixOptions, ListOptions};
 use vdsmstore_core::{ErrorKind, Fix, FixType, Result, Status, Store};
 
-use crate::cause::{action, ids, merged};
+use crate::cause::{WANTED, action, ids, merged};
 use crate::operation::Operation;
 use crate::raw::Raw;
 use crate::scene::{NAMES, SIZE, Scene, read};
@@ -118,6 +118,7 @@ impl Finding<'_> {
                 let (less, more) = (ways[0].min(ways[1]), ways[0].max(ways[1]));
                 assert!(cost.frees >= more && cost.write >= less, "{what}: {cost:?}");
             }
+            "clean-volume" if self.cause == WANTED => assert_eq!(cost.frees, 0, "{what}"),
             "clean-volume" | "clean-object" => assert!(cost.frees >= used(names[0]), "{what}: {cost:?}"),
             "sweep" => assert!(cost.frees > 0, "{what}: {cost:?}"),
             _ => assert_eq!((cost.read, cost.write, cost.needs), (0, 0, 0), "{what}"),
@@ -171,6 +172,9 @@ impl Finding<'_> {
                 assert_eq!(after.images[id]["state"], "removed", "{what}");
             }
             "clean-image" => assert!(!after.images.contains_key(id), "{what}: the image is there"),
+            "clean-volume" if *cause == WANTED => {
+                assert_ne!(after.volumes[id]["state"], "doomed", "{what}");
+            }
             "clean-volume" | "clean-object" => {
                 assert!(!after.volumes.contains_key(id) && !after.objects.contains_key(id), "{what}");
                 // A stale marker of a volume without a record has a fix of its own.

@@ -145,11 +145,20 @@ impl Scene {
 
     /// A deleter of an image stopped between its flag and its look, as another came to build on the image.
     pub fn flag(&mut self, repo: usize, name: &str) {
-        let key = RecordKey::Image(ImageId::parse(self.id(name)).unwrap());
+        self.stop_deleter(repo, RecordKey::Image(ImageId::parse(self.id(name)).unwrap()), "absorbed");
+    }
+
+    /// A deleter of the image's volume stopped between its flag and its look, as the image came to point at it.
+    pub fn doom(&mut self, repo: usize, name: &str) {
+        self.stop_deleter(repo, RecordKey::Volume(self.volume(repo, name)), "doomed");
+        self.doubt(repo, name, false);
+    }
+
+    fn stop_deleter(&self, repo: usize, key: RecordKey, flag: &str) {
         let driver = self.driver(repo);
         let stored = driver.get(key, Read::Fresh).unwrap().unwrap();
         let mut document: Value = serde_json::from_slice(&stored.bytes).unwrap();
-        document["state"] = "absorbed".into();
+        document["state"] = flag.into();
         let bytes = serde_json::to_vec(&document).unwrap();
         driver.put(key, Some(stored.generation), &bytes).unwrap();
         driver.close().unwrap();

@@ -87,6 +87,8 @@ fn bound(repo: &Repo, all: &Everything, action: Action, image: Option<&ImageReco
         (Action::CleanImage(_), Some(image)) if all.held_by(image.volume)?.len() < 2 => {
             Cost { frees: allocated(image.volume)?, ..Cost::default() }
         }
+        // Nothing goes.
+        (Action::CleanVolume(id), _) if all.is_held(id)? => Cost::default(),
         (Action::CleanVolume(id) | Action::CleanObject(id), _) => {
             Cost { frees: allocated(id)?, ..Cost::default() }
         }

@@ -215,7 +215,8 @@ fn unflag(repo: &Repo, flagged: &ImageRecord) -> Result<()> {
 pub(crate) fn volume(repo: &Repo, id: VolumeId) -> Result<()> {
     let Some(record) = repo.volume(id)? else { return Ok(()) };
     if !without!("clean.look.first-holder") && is_held(repo, id)? {
-        return Ok(());
+        let doomed = record.state == VolumeState::Doomed && !without!("clean.restore");
+        return if doomed { restore(repo, id) } else { Ok(()) };
     }
     let locked = match repo.driver.open_volume(id, Access::Write) {
         Ok(opened) => Some(opened),
@@ -225,14 +226,9 @@ pub(crate) fn volume(repo: &Repo, id: VolumeId) -> Result<()> {
         Err(error) if error.kind() == ErrorKind::ImageBroken => None,
         Err(error) => return Err(error),
     };
-    let mut was = record.state;
     let doomed = repo.update_volume(id, |now| {
         if now.state == VolumeState::Doomed || without!("clean.flag.volume") {
             return Ok(Change::Keep);
-        }
-        // It may have become ready since it was read.
-        if !without!("clean.reread.state") {
-            was = now.state;
         }
         now.state = VolumeState::Doomed;
         Ok(Change::Claim)
@@ -241,11 +237,7 @@ pub(crate) fn volume(repo: &Repo, id: VolumeId) -> Result<()> {
     if !without!("clean.look.holder") && is_held(repo, id)?
         || !without!("clean.look.mirrors") && !mirrors_moved(repo, id, &doomed)?
     {
-        repo.update_volume(id, |now| {
-            now.state = was;
-            Ok(Change::Put)
-        })?;
-        return Ok(());
+        return unflag_volume(repo, id);
     }
     let early = without!("clean.order.record");
     if early {
@@ -274,6 +266,31 @@ pub(crate) fn volume(repo: &Repo, id: VolumeId) -> Result<()> {
         return Ok(());
     }
     unmark()
+}
+
+/// Keeps a volume that an image came to point at before who was about to delete it looked, and died. One whose data object is
+/// gone is beyond that.
+fn restore(repo: &Repo, id: VolumeId) -> Result<()> {
+    // Who lives, and is between flag and deletion, has the lock.
+    let _locked = match repo.driver.open_volume(id, Access::Write) {
+        Err(error) if matches!(error.kind(), ErrorKind::ImageInUse | ErrorKind::ImageBroken) => return Ok(()),
+        opened => opened?,
+    };
+    unflag_volume(repo, id)
+}
+
+/// Takes back the flag of a deletion that was broken off.
+fn unflag_volume(repo: &Repo, id: VolumeId) -> Result<()> {
+    repo.update_volume(id, |now| {
+        if now.state != VolumeState::Doomed {
+            return Ok(Change::Keep);
+        }
+        // Only what is still to be filled says how.
+        let filled = now.fill.is_none() && !without!("clean.compare.filled");
+        now.state = if filled { VolumeState::Ready } else { VolumeState::Filling };
+        Ok(Change::Put)
+    })
+    .map(drop)
 }
 
 /// Whether an image points at the volume.

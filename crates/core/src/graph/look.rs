@@ -8,7 +8,7 @@ use uuid::Uuid;
 use vdsmstore_io::without;
 
 use crate::id::{BlobId, ImageId, VolumeId};
-use crate::record::{ImageRecord, Record, VolumeRecord};
+use crate::record::{ImageRecord, Record, VolumeRecord, VolumeState};
 use crate::repo::{Repo, parse};
 use crate::repository::{Marker, Read, RecordKind};
 use crate::{Error, Result, machine};
@@ -70,6 +70,11 @@ pub(crate) trait View {
     /// Whether the volume has a record.
     fn has_volume(&self, id: VolumeId) -> Result<bool> {
         Ok(self.volume(id)?.is_some())
+    }
+
+    /// Whether the volume is about to be deleted.
+    fn is_doomed(&self, id: VolumeId) -> Result<bool> {
+        Ok(self.volume(id)?.is_some_and(|volume| volume.state == VolumeState::Doomed))
     }
 
     /// Whether the image points at the volume.
@@ -294,6 +299,11 @@ impl View for Everything {
     fn has_volume(&self, id: VolumeId) -> Result<bool> {
         self.ensure_read(id.0)?;
         Ok(self.volumes.contains_key(&id))
+    }
+
+    fn is_doomed(&self, id: VolumeId) -> Result<bool> {
+        self.ensure_read(id.0)?;
+        Ok(self.volumes.get(&id).is_some_and(|volume| volume.state == VolumeState::Doomed))
     }
 
     fn holds(&self, image: ImageId, volume: VolumeId) -> Result<bool> {

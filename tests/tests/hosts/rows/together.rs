@@ -62,7 +62,7 @@ pub const ROWS: &[Row] = &[
     merged_away("absorb.look", -22, 196),
     merged_away("absorb.flag", -16, 217),
     // The second host has read the volume as one that is being filled, and nobody's.
-    merged_away("clean.reread.state", -7, 70),
+    merged_away("clean.compare.filled", -7, 70),
     // The base was frozen for this copy, and is cleaned away before that is built on it.
     row("source.look.base", "", Storage::Overlays, "copy a disk onto a disk", -6..=-2, Fate::Waits, |_| {
         vec![Deed::Fix]
