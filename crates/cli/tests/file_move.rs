@@ -192,3 +192,39 @@ fn rebase_keeps_what_the_disk_reads_as() {
     assert_eq!(ours(&place, "file rebase -f qcow2 --backing third:raw -b fourth -F raw old"), 1);
     assert!(std::fs::read(place.path("old")).unwrap() == was, "it was changed");
 }
+
+#[test]
+fn each_means_gives_the_same_and_is_explained() {
+    let place = place();
+    qemu(&place, "create -q -f raw from 24M");
+    let writes =
+        ["write -q -P 1 0 9M", "write -q -P 2 10M 64k", "write -q -z 12M 1M", "write -q -P 3 23M 1M"];
+    io(&place, "raw", "from", &writes);
+    std::fs::File::options()
+        .append(true)
+        .open(place.path("from"))
+        .unwrap()
+        .set_len((24 << 20) + 1000)
+        .unwrap();
+    for format in ["raw", "qcow2"] {
+        for means in ["any", "threads", "cached"] {
+            let line = format!("file convert --explain -f raw -O {format} from to");
+            let mut command = place.command(&line.split(' ').collect::<Vec<_>>());
+            let output = command.env("VDSMSTORE_IO", means).output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            let text = String::from_utf8(output.stdout).unwrap();
+            assert!(text.contains("copy what is not zero\n"), "{text}");
+            let bytes = |name: &str| -> u64 {
+                let line = text.lines().find_map(|line| line.strip_prefix(&format!("{name}: ")));
+                line.unwrap().parse().unwrap()
+            };
+            let (direct, cached) = (bytes("direct"), bytes("cached"));
+            assert!(direct + cached + bytes("cloned") >= 10 << 20, "{text}");
+            assert_eq!(direct > 0, means != "cached" && bytes("cloned") == 0, "{means}: {text}");
+            qemu(&place, &format!("compare -q -f raw -F {format} from to"));
+        }
+    }
+    let value = place.json(&["file", "convert", "--explain", "-f", "raw", "-O", "raw", "from", "to"]);
+    assert_eq!(value["plan"][0]["start"], 0);
+    assert!(value["means"]["direct"].is_u64());
+}

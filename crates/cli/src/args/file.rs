@@ -142,6 +142,9 @@ pub struct FileConvert {
     /// Compress it (qcow2).
     #[arg(short = 'c')]
     pub compress: bool,
+    /// Say what is to be moved, and afterwards by which means it was.
+    #[arg(long)]
+    pub explain: bool,
     /// How it is made: NAME=VALUE, with commas between.
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     pub options: Vec<String>,

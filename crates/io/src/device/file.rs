@@ -1,14 +1,16 @@
 //! Files and block devices.
 
 use std::fs::{File, OpenOptions};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::fs::{AtFlags, FallocateFlags, SeekFrom, StatxFlags};
 use rustix::io::Errno;
 
-use super::{Device, DeviceExtent, DeviceId};
+use super::{Device, DeviceExtent, DeviceId, Direct};
 use crate::{Error, ErrorKind, Result, sys, without};
 
 /// Zeroes for file systems that cannot punch holes.
@@ -31,6 +33,8 @@ pub struct FileDevice {
     writable: bool,
     /// A flush failed: the kernel has dropped the dirty pages and later flushes would lie.
     poisoned: AtomicBool,
+    /// Opened when it is first asked for.
+    direct: OnceLock<Option<Direct>>,
 }
 
 impl FileDevice {
@@ -72,7 +76,16 @@ impl FileDevice {
             DeviceId { domain: metadata.dev(), object: metadata.ino() }
         };
         let xfs = !block && sys::is_xfs(&file);
-        Ok(Self { file, path, id, block, xfs, writable, poisoned: AtomicBool::new(false) })
+        Ok(Self {
+            file,
+            path,
+            id,
+            block,
+            xfs,
+            writable,
+            poisoned: AtomicBool::new(false),
+            direct: OnceLock::new(),
+        })
     }
 
     /// The open file, for locks and reflinks.
@@ -93,6 +106,25 @@ impl FileDevice {
             Ok(Some(written)) => extent(written.end, true),
             Err(e) => Err(self.error("cannot list the extents", e, offset, end - offset)),
         }
+    }
+
+    /// The same file once more. Locks are those of the first descriptor: they are of its open file description, and closing
+    /// this one ends none.
+    fn open_direct(&self) -> Option<Direct> {
+        // Linux before 6.1, and file systems that have nothing to say, leave it out.
+        let asked = rustix::fs::statx(&self.file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok()?;
+        if asked.stx_mask & StatxFlags::DIOALIGN.bits() == 0 {
+            return None;
+        }
+        let alignment = u64::from(asked.stx_dio_offset_align);
+        // 0: this file takes none. Memory is aligned to pages.
+        if alignment == 0 || !(1..=4096).contains(&asked.stx_dio_mem_align) {
+            return None;
+        }
+        let again = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let mut options = OpenOptions::new();
+        options.read(true).write(self.writable).custom_flags(libc::O_DIRECT | libc::O_NONBLOCK);
+        Some(Direct { file: options.open(again).ok()?, alignment })
     }
 
     fn error(&self, what: &'static str, error: std::io::Error, offset: u64, length: u64) -> Error {
@@ -278,6 +310,10 @@ impl Device for FileDevice {
 
     fn as_file(&self) -> Option<&File> {
         Some(&self.file)
+    }
+
+    fn direct(&self) -> Option<&Direct> {
+        self.direct.get_or_init(|| self.open_direct()).as_ref()
     }
 
     fn can_clone(&self, source: &dyn Device) -> bool {

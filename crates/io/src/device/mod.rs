@@ -30,6 +30,21 @@ pub struct DeviceExtent {
     pub data: bool,
 }
 
+/// A second descriptor of a device, for requests past the page cache (`O_DIRECT`).
+#[derive(Debug)]
+pub struct Direct {
+    pub(crate) file: File,
+    /// Offsets and lengths of requests are multiples of this many bytes.
+    pub(crate) alignment: u64,
+}
+
+impl Direct {
+    /// Whether a request may be for that.
+    pub(crate) fn takes(&self, offset: u64, length: u64) -> bool {
+        offset.is_multiple_of(self.alignment) && length.is_multiple_of(self.alignment)
+    }
+}
+
 /// A flat, growable array of bytes. All calls may come from many threads at once.
 pub trait Device: fmt::Debug + Send + Sync {
     /// The identity of the storage, for physical sharing.
@@ -75,6 +90,11 @@ pub trait Device: fmt::Debug + Send + Sync {
 
     /// The open file under it, if there is one.
     fn as_file(&self) -> Option<&File> {
+        None
+    }
+
+    /// How it is read and written past the page cache. None: it cannot be, or nobody says how requests must be aligned.
+    fn direct(&self) -> Option<&Direct> {
         None
     }
 

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::zero::is_zero;
-use super::{Control, REQUEST, read_padded, room, run_threads};
+use super::{Control, REQUEST, Requests, direct, read_padded, room, run_threads};
 use crate::plan::{Action, Move, Pieces, UNIT};
 use crate::{Image, Result};
 
@@ -15,14 +15,26 @@ pub fn compare(a: &Image, b: &Image, control: &Control<'_>) -> Result<Option<u64
     let size = a.size().max(b.size());
     // Starts beyond the end: no difference yet.
     let first = AtomicU64::new(u64::MAX);
-    let feed = Mutex::new(Feed { pieces: Pieces::new(a, Some(b), 0, size), rest: None });
+    let mut feed = Feed { pieces: Pieces::new(a, Some(b), 0, size), rest: None };
+    // Steps come in order: nothing later than a difference matters.
+    let matters = |step: &Move| step.offset < first.load(Ordering::Relaxed);
+    let found = |offset| {
+        first.fetch_min(offset, Ordering::Relaxed);
+    };
+    let mut next = || Ok(feed.next(control)?.filter(&matters).map(|step| (step, 0)));
+    let left = direct::compare(&mut next, a, b, &found, control)?;
+    let steps = Mutex::new(match &left {
+        Some(left) => Steps::Left(Requests { moves: left, done: 0 }),
+        None => Steps::All(feed),
+    });
     run_threads(
         control,
         || {
-            let mut feed = feed.lock().unwrap_or_else(PoisonError::into_inner);
-            let next = feed.next(control)?;
-            // Requests come in order: nothing later matters.
-            Ok(next.filter(|step| step.offset < first.load(Ordering::Relaxed)))
+            let next = match &mut *steps.lock().unwrap_or_else(PoisonError::into_inner) {
+                Steps::All(feed) => feed.next(control)?,
+                Steps::Left(requests) => requests.next(),
+            };
+            Ok(next.filter(&matters))
         },
         &|step, buffers| {
             let (offset, length) = (step.offset, step.length);
@@ -33,13 +45,20 @@ pub fn compare(a: &Image, b: &Image, control: &Control<'_>) -> Result<Option<u64
             if ours != theirs
                 && let Some(at) = ours.iter().zip(theirs.iter()).position(|(x, y)| x != y)
             {
-                first.fetch_min(offset + at as u64, Ordering::Relaxed);
+                found(offset + at as u64);
             }
             Ok(())
         },
     )?;
     let first = first.into_inner();
     Ok((first != u64::MAX).then_some(first))
+}
+
+/// What is compared by threads.
+enum Steps<'a> {
+    All(Feed<'a>),
+    /// What did not suit another means.
+    Left(Requests<'a>),
 }
 
 /// Hands out what must be compared byte by byte, in order.

@@ -2,9 +2,12 @@
 
 mod compare;
 mod compress;
+mod direct;
 mod share;
 mod zero;
 
+use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -58,6 +61,8 @@ pub struct Outcome {
     pub zeroed: u64,
     /// Cloned: neither read nor written, both share them now.
     pub cloned: u64,
+    /// Of what was written: past the page cache.
+    pub direct: u64,
 }
 
 #[derive(Default)]
@@ -66,6 +71,7 @@ struct Totals {
     written: AtomicU64,
     zeroed: AtomicU64,
     cloned: AtomicU64,
+    direct: AtomicU64,
 }
 
 impl Totals {
@@ -79,6 +85,7 @@ impl Totals {
             written: self.written.into_inner(),
             zeroed: self.zeroed.into_inner(),
             cloned: self.cloned.into_inner(),
+            direct: self.direct.into_inner(),
         }
     }
 }
@@ -102,6 +109,10 @@ pub fn execute(
     }
     let totals = Totals::default();
     let left = share(plan.moves(), source, target, control, &totals)?;
+    let left = match direct::run(&left, source, base, target, control, &totals)? {
+        Some(left) => Cow::Owned(left),
+        None => left,
+    };
     let requests = Mutex::new(Requests { moves: &left, done: 0 });
     run_threads(
         control,
@@ -178,6 +189,13 @@ struct Requests<'a> {
     done: u64,
 }
 
+impl Requests<'_> {
+    /// Bytes of the move that was cut last which are still to come.
+    fn rest(&self) -> u64 {
+        self.moves.first().filter(|_| self.done > 0).map_or(0, |first| first.length - self.done)
+    }
+}
+
 impl Iterator for Requests<'_> {
     type Item = Move;
 
@@ -228,25 +246,8 @@ fn run_move(
     } else {
         None
     };
-    let classify = |range: std::ops::Range<usize>| {
-        let block = &data[range.clone()];
-        match step.action {
-            Action::Compare if below.is_some_and(|below| below[range] == *block) => Fate::Leave,
-            Action::CopyNonZero if is_zero(block) => Fate::Leave,
-            Action::Copy | Action::Compare if is_zero(block) => Fate::Zero,
-            _ => Fate::Write,
-        }
-    };
-    let mut start = 0;
-    while start < data.len() {
-        // Blocks end at multiples of the unit in the disk, not in the request.
-        let block_end = |at: usize| (at + (UNIT - (offset + at as u64) % UNIT) as usize).min(data.len());
-        let mut end = block_end(start);
-        let fate = classify(start..end);
-        while end < data.len() && classify(end..block_end(end)) == fate {
-            end = block_end(end);
-        }
-        let (at, bytes) = (offset + start as u64, (end - start) as u64);
+    for (range, fate) in fates(step, UNIT, data, below) {
+        let (at, bytes) = (offset + range.start as u64, range.len() as u64);
         match fate {
             Fate::Leave => {}
             Fate::Zero => {
@@ -254,13 +255,53 @@ fn run_move(
                 totals.zeroed.fetch_add(bytes, Ordering::Relaxed);
             }
             Fate::Write => {
-                target.write(at, &data[start..end]).map_err(|e| e.with_range(at, bytes))?;
+                target.write(at, &data[range]).map_err(|e| e.with_range(at, bytes))?;
                 totals.written.fetch_add(bytes, Ordering::Relaxed);
             }
         }
-        start = end;
     }
     Ok(())
+}
+
+/// What becomes of the bytes of a step, in pieces that end at multiples of `unit` in the disk.
+fn fates<'a>(
+    step: &Move,
+    unit: u64,
+    data: &'a [u8],
+    below: Option<&'a [u8]>,
+) -> impl Iterator<Item = (Range<usize>, Fate)> + use<'a> {
+    let Move { offset, action, .. } = *step;
+    let fate = move |range: Range<usize>| {
+        let block = &data[range.clone()];
+        match action {
+            Action::Compare if below.is_some_and(|below| below[range] == *block) => Fate::Leave,
+            Action::CopyNonZero if is_zero(block) => Fate::Leave,
+            Action::Copy | Action::Compare if is_zero(block) => Fate::Zero,
+            _ => Fate::Write,
+        }
+    };
+    let block_end = move |at: usize| (at + (unit - (offset + at as u64) % unit) as usize).min(data.len());
+    let mut start = 0;
+    // What follows was looked at when the piece before it ended.
+    let mut known = None;
+    std::iter::from_fn(move || {
+        if start == data.len() {
+            return None;
+        }
+        let mut end = block_end(start);
+        let first = known.take().unwrap_or_else(|| fate(start..end));
+        while end < data.len() {
+            let next = fate(end..block_end(end));
+            if next != first {
+                known = Some(next);
+                break;
+            }
+            end = block_end(end);
+        }
+        let piece = start..end;
+        start = end;
+        Some((piece, first))
+    })
 }
 
 /// What becomes of a block.

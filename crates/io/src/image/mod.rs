@@ -2,12 +2,14 @@
 
 mod clone;
 mod grow;
+mod place;
 mod write;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 pub(crate) use clone::BLOCK;
+pub(crate) use place::{Place, Placing};
 
 use crate::format::qcow2::{Piece, Qcow2};
 use crate::map::Holes;

@@ -1,13 +1,16 @@
 //! System calls that no safe crate wraps: locks of open files, block device requests, reflinks of ranges. All `unsafe`
 //! of this crate is here.
 
+mod cached;
 mod carried;
 mod extents;
+pub(crate) mod queue;
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
+pub(crate) use cached::is_cached;
 pub use carried::Carried;
 pub(crate) use extents::{first_written, is_xfs};
 

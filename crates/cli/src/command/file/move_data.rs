@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 use vdsmstore_core::{Error, ErrorKind, Result};
-use vdsmstore_io::{Image, Layer, Target, compress, execute, plan};
+use vdsmstore_io::{Action, Image, Layer, Move, Outcome as Moved, Target, compress, execute, plan};
 
 use super::create::{Options, create};
 use super::{Context, open};
@@ -44,27 +44,61 @@ pub fn convert(context: &Context, arguments: &FileConvert) -> Result<Outcome> {
     let mut unfinished = Unfinished(Some(temporary.clone()));
     let format = open::format(arguments.output);
     let target = Image::open(vec![Layer { device, format, size }], true)?;
-    let done = context.with_control(|control| {
-        if arguments.compress {
+    let mut steps = Vec::new();
+    let moved = context.with_control(|control| {
+        let moved = if arguments.compress {
             compress(&source, &target, 0, size, control)?
         } else {
             let known = Target { backed: false, known_zero: true };
-            execute(&plan::copy(&source, None, known, 0, size)?, &source, None, &target, control)?
+            let plan = plan::copy(&source, None, known, 0, size)?;
+            let moved = execute(&plan, &source, None, &target, control)?;
+            steps = plan.into_moves();
+            moved
         };
-        target.flush()
-    });
-    done?;
+        target.flush()?;
+        Ok(moved)
+    })?;
     drop((target, source));
     fs::rename(&temporary, &arguments.target).map_err(|error| local(arguments.target.display(), error))?;
     unfinished.0 = None;
     sync_directory(&arguments.target)?;
     if context.out.json() {
         let name = arguments.target.display().to_string();
-        context
-            .out
-            .value(&json!({ "filename": name, "format": format.to_string(), "virtual-size": size }))?;
+        let mut value = json!({ "filename": name, "format": format.to_string(), "virtual-size": size });
+        if arguments.explain {
+            let step =
+                |step: &Move| json!({ "start": step.offset, "length": step.length, "action": action(step) });
+            value["plan"] = steps.iter().map(step).collect();
+            value["means"] = means(&moved).into_iter().map(|(name, bytes)| (name, json!(bytes))).collect();
+        }
+        context.out.value(&value)?;
+    } else if arguments.explain {
+        for step in &steps {
+            context.out.line(&format!("{:>16} {:>16}  {}", step.offset, step.length, action(step)))?;
+        }
+        for (name, bytes) in means(&moved) {
+            context.out.line(&format!("{name}: {bytes}"))?;
+        }
     }
     Ok(Outcome::Done)
+}
+
+/// What is to be done with the bytes of a step.
+fn action(step: &Move) -> &'static str {
+    match step.action {
+        Action::Copy => "copy",
+        Action::CopyNonZero => "copy what is not zero",
+        Action::Zero => "zero",
+        Action::Compare => "copy what differs",
+    }
+}
+
+/// Bytes by the means that moved them.
+fn means(moved: &Moved) -> Vec<(String, u64)> {
+    let cached = moved.written - moved.direct;
+    let all =
+        [("cloned", moved.cloned), ("direct", moved.direct), ("cached", cached), ("zeroed", moved.zeroed)];
+    all.map(|(name, bytes)| (name.to_owned(), bytes)).into()
 }
 
 /// A name in the same directory that nobody has.

@@ -14,6 +14,7 @@ mod grow;
 mod header;
 mod mapping;
 mod packed;
+mod place;
 mod refcount;
 mod snapshots;
 mod table;
@@ -27,6 +28,7 @@ pub use check::{Finding, Part, Problem, Repair, Report, Severity, check, repair}
 pub use create::{CreateOptions, Layout, Preallocation, create, create_with};
 pub(crate) use mapping::{Below, Piece, Qcow2};
 pub use packed::Compression;
+pub(crate) use place::Placed;
 pub use snapshots::{Snapshot, snapshots};
 
 use crate::{Device, Result};

@@ -11,11 +11,22 @@ use super::table::slice_length;
 use crate::{Device, Error, ErrorKind, Result, without};
 
 /// What [`Qcow2::write_some`] decided under the lock.
-enum Step {
+pub(super) enum Step {
     /// Overwrite that many bytes at that host offset.
     InPlace { host: u64, length: u64 },
     /// Fill these clusters and put them into the map; `owned` ones were there before.
     Allocate { extent: Extent, old: Cluster, owned: bool },
+}
+
+/// New clusters, and what the map needs when they are filled.
+#[derive(Debug)]
+pub(super) struct Allocated {
+    /// The first guest cluster.
+    pub first: u64,
+    pub extent: Extent,
+    /// What the first one was before.
+    pub old: Cluster,
+    pub owned: bool,
 }
 
 impl Qcow2 {
@@ -235,7 +246,7 @@ impl Qcow2 {
 
     /// Decides how the bytes from `skip` within the guest cluster `first` on are written; what is to be
     /// allocated is, and is busy then.
-    fn decide(&self, first: u64, skip: u64, wanted: u64) -> Result<Step> {
+    pub(super) fn decide(&self, first: u64, skip: u64, wanted: u64) -> Result<Step> {
         /// One request of that size at most.
         const MAX_REQUEST: u64 = 4 << 20;
         let cluster_size = self.cluster_size();
@@ -336,7 +347,7 @@ impl Qcow2 {
     }
 
     /// Puts filled clusters into the map, or gives them back if filling failed.
-    fn finish(
+    pub(super) fn finish(
         &self,
         first: u64,
         extent: Extent,

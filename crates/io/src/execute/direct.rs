@@ -1,0 +1,156 @@
+//! Moving bytes past the page cache, many requests at a time, on one thread.
+//!
+//! What does not suit (nobody says how requests must be aligned, parts of clusters, compressed data, the unaligned end of a
+//! file) and what fails is left to the threads, with their errors.
+
+mod transfer;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::{Control, Requests, Totals};
+use crate::map::Holes;
+use crate::plan::{Action, Move};
+use crate::sys::queue::{Kind, Queue};
+use crate::{Image, Result, RunKind};
+use transfer::{Next, Part, Sink, Transfer};
+
+/// One request, in bytes: a slot of memory.
+const SLOT: usize = super::REQUEST as usize;
+/// Slots of one job.
+const SLOTS: usize = 16;
+/// Slots of all jobs of this process together, but that each job has the least.
+const ALL_SLOTS: usize = 48;
+/// A request and its base.
+const LEAST_SLOTS: usize = 4;
+/// Requests at a time; several for a slot whose bytes lie here and there.
+const DEPTH: u32 = 128;
+/// More pieces in one slot, and it is read through the cache: each piece is a request.
+const MAX_PARTS: usize = 32;
+/// Less is not worth setting it up.
+const WORTHWHILE: u64 = 4 << 20;
+
+/// Slots in use by all jobs.
+static TAKEN: AtomicUsize = AtomicUsize::new(0);
+
+/// A share of the memory of all jobs.
+struct Share(usize);
+
+impl Share {
+    fn take() -> Share {
+        let mut share = 0;
+        let _ = TAKEN.fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| {
+            share = ALL_SLOTS.saturating_sub(taken).clamp(LEAST_SLOTS, SLOTS);
+            Some(taken + share)
+        });
+        Share(share)
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        TAKEN.fetch_sub(self.0, Ordering::AcqRel);
+    }
+}
+
+/// The means that the environment leaves, for tests and to find out what is wrong: `VDSMSTORE_IO` is `cached` (none of
+/// this), `threads` (no io_uring), or anything else.
+fn kind() -> Option<Kind> {
+    match std::env::var_os("VDSMSTORE_IO") {
+        Some(text) if text == "cached" => None,
+        Some(text) if text == "threads" => Some(Kind::Threads),
+        _ => Some(Kind::Any),
+    }
+}
+
+/// Whether any of the image can be read past the page cache.
+fn is_direct(image: &Image) -> bool {
+    (0..).map_while(|layer| image.device(layer)).any(|device| device.direct().is_some())
+}
+
+/// Carries out those moves that suit, and returns the others. Progress is told of what was done here.
+pub(super) fn run(
+    moves: &[Move],
+    source: &Image,
+    base: Option<&Image>,
+    target: &Image,
+    control: &Control<'_>,
+    totals: &Totals,
+) -> Result<Option<Vec<Move>>> {
+    let bytes = moves
+        .iter()
+        .filter(|step| step.action != Action::Zero)
+        .fold(0u64, |sum, step| sum.saturating_add(step.length));
+    let suits = || target.device(0).is_some_and(|device| device.direct().is_some()) && is_direct(source);
+    let Some(kind) = kind().filter(|_| bytes >= WORTHWHILE && suits()) else { return Ok(None) };
+    let share = Share::take();
+    // Without a queue there are the threads.
+    let Ok(queue) = Queue::new(kind, share.0, SLOT, DEPTH) else { return Ok(None) };
+    let sink = Sink::Target(target.placing(bytes)?);
+    let mut requests = Requests { moves, done: 0 };
+    let mut run = Transfer::new(queue, share.0, source, base, sink, control, totals);
+    let outcome = run.all(&mut || Ok(requests.next().map(|step| (step, requests.rest()))));
+    let left = run.end()?;
+    outcome?;
+    Ok(Some(left))
+}
+
+/// Finds the first difference in what `next` hands out, as far as that suits; returns what is left. Offsets of differences are
+/// given to `found`.
+pub(super) fn compare(
+    next: &mut dyn FnMut() -> Result<Option<Next>>,
+    a: &Image,
+    b: &Image,
+    found: &(dyn Fn(u64) + Sync),
+    control: &Control<'_>,
+) -> Result<Option<Vec<Move>>> {
+    let Some(kind) = kind().filter(|_| a.size().max(b.size()) >= WORTHWHILE && is_direct(a) && is_direct(b))
+    else {
+        return Ok(None);
+    };
+    let share = Share::take();
+    let Ok(queue) = Queue::new(kind, share.0, SLOT, DEPTH) else { return Ok(None) };
+    let totals = Totals::default();
+    let mut run = Transfer::new(queue, share.0, a, Some(b), Sink::Differ(found), control, &totals);
+    run.all(next)?;
+    run.end().map(Some)
+}
+
+/// The parts of a range that have to be read from devices; the rest of it is zeroes. None: it has to be read in another way.
+fn cover<'a>(image: &'a Image, holes: &mut Holes, offset: u64, length: u64) -> Result<Option<Vec<Part<'a>>>> {
+    let mut parts: Vec<Part<'a>> = Vec::new();
+    let end = (offset + length).min(image.size());
+    let mut at = offset;
+    while at < end {
+        let run = image.run_knowing(at, end - at, holes)?;
+        match run.kind {
+            RunKind::Hole | RunKind::Zero { .. } => {}
+            RunKind::Compressed { .. } => return Ok(None),
+            RunKind::Data { layer, device: id, device_offset } => {
+                let Some(device) = image.device(layer).filter(|device| device.id() == id) else {
+                    return Ok(None);
+                };
+                let Some(direct) = device.direct().filter(|direct| direct.takes(device_offset, run.length))
+                else {
+                    return Ok(None);
+                };
+                let within = (at - offset) as usize;
+                match parts.last_mut() {
+                    Some(last)
+                        if last.within + last.length == within
+                            && last.id == id
+                            && last.offset + last.length as u64 == device_offset =>
+                    {
+                        last.length += run.length as usize;
+                    }
+                    _ => {
+                        let length = run.length as usize;
+                        parts.push(Part { id, device, direct, offset: device_offset, within, length });
+                    }
+                }
+            }
+        }
+        at += run.length;
+    }
+    let suits = |part: &Part<'_>| part.direct.takes(part.within as u64, part.length as u64);
+    Ok((parts.len() <= MAX_PARTS && parts.iter().all(suits)).then_some(parts))
+}

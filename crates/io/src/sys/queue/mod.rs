@@ -1,0 +1,155 @@
+//! Requests past the page cache, many at a time: by io_uring, or where that is forbidden by threads.
+
+mod memory;
+mod ring;
+mod threads;
+
+use std::fs::File;
+use std::io;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+
+use memory::Memory;
+use ring::Ring;
+use threads::Threads;
+
+/// What a request does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// From the file into memory.
+    Read,
+    /// From memory into the file.
+    Write,
+}
+
+/// A request that has ended.
+#[derive(Debug)]
+pub(crate) struct Done {
+    /// What was given with the request.
+    pub token: u64,
+    /// Bytes that it moved, maybe fewer than were asked for.
+    pub moved: io::Result<u32>,
+}
+
+/// A request, with a part of the memory that stays where it is until the request has ended.
+#[derive(Clone, Copy, Debug)]
+struct Request {
+    way: Way,
+    descriptor: libc::c_int,
+    offset: u64,
+    /// Where the bytes begin; the memory belongs to the queue, and outlives the request.
+    memory: *mut u8,
+    length: u32,
+    token: u64,
+}
+
+// SAFETY: the pointer is into memory that nobody else reads or writes before the request has ended (`Queue::start`).
+unsafe impl Send for Request {}
+
+#[derive(Debug)]
+enum Means {
+    Ring(Box<Ring>),
+    Threads(Threads),
+}
+
+/// Which means a queue has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// io_uring, or threads where it is forbidden.
+    Any,
+    /// Threads.
+    Threads,
+}
+
+/// A queue of requests, and slots of memory that they read and write. When it is dropped, it waits for what is under way.
+#[derive(Debug)]
+pub(crate) struct Queue<'a> {
+    /// Before the memory: it ends all requests when it is dropped.
+    means: Means,
+    memory: Memory,
+    slot: usize,
+    /// Requests under way, by slot.
+    busy: Vec<u32>,
+    under_way: usize,
+    /// What it works on stays open for as long as it is there.
+    files: PhantomData<&'a File>,
+}
+
+impl<'a> Queue<'a> {
+    /// A queue with so many slots of so many bytes, for at most `depth` requests at a time.
+    pub fn new(kind: Kind, slots: usize, slot: usize, depth: u32) -> io::Result<Queue<'a>> {
+        let memory = Memory::new(slots * slot)?;
+        let ring = if kind == Kind::Any { Ring::new(depth, &memory).ok() } else { None };
+        let means = match ring {
+            Some(ring) => Means::Ring(Box::new(ring)),
+            None => Means::Threads(Threads::new()?),
+        };
+        Ok(Queue { means, memory, slot, busy: vec![0; slots], under_way: 0, files: PhantomData })
+    }
+
+    /// The bytes of a slot. None, while a request is under way in it.
+    pub fn bytes(&self, slot: usize) -> Option<&[u8]> {
+        if self.busy.get(slot).is_none_or(|busy| *busy > 0) {
+            return None;
+        }
+        Some(self.memory.part(slot * self.slot, self.slot))
+    }
+
+    /// The same, to be changed.
+    pub fn bytes_mut(&mut self, slot: usize) -> Option<&mut [u8]> {
+        if self.busy.get(slot).is_none_or(|busy| *busy > 0) {
+            return None;
+        }
+        Some(self.memory.part_mut(slot * self.slot, self.slot))
+    }
+
+    /// Starts a request for a part of a slot; several requests of one slot must be for different parts of it.
+    pub fn start(
+        &mut self,
+        way: Way,
+        file: &'a File,
+        offset: u64,
+        slot: usize,
+        part: Range<usize>,
+        token: u64,
+    ) -> io::Result<()> {
+        let inside = part.start < part.end && part.end <= self.slot && slot < self.busy.len();
+        let Some(length) = u32::try_from(part.len()).ok().filter(|_| inside) else {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        };
+        let memory = self.memory.at(slot * self.slot + part.start);
+        let request = Request { way, descriptor: file.as_raw_fd(), offset, memory, length, token };
+        match &mut self.means {
+            Means::Ring(ring) => ring.start(request)?,
+            Means::Threads(threads) => threads.start(request)?,
+        }
+        self.busy[slot] += 1;
+        self.under_way += 1;
+        Ok(())
+    }
+
+    /// Hands what was started to the kernel, if that has not been done.
+    pub fn submit(&mut self) -> io::Result<()> {
+        match &mut self.means {
+            Means::Ring(ring) => ring.submit(),
+            Means::Threads(_) => Ok(()),
+        }
+    }
+
+    /// Waits for a request to end; `slot` says which slot a token is of. None: nothing is under way.
+    pub fn wait(&mut self, slot: impl Fn(u64) -> usize) -> io::Result<Option<Done>> {
+        if self.under_way == 0 {
+            return Ok(None);
+        }
+        let done = match &mut self.means {
+            Means::Ring(ring) => ring.wait()?,
+            Means::Threads(threads) => threads.wait()?,
+        };
+        self.under_way -= 1;
+        if let Some(busy) = self.busy.get_mut(slot(done.token)) {
+            *busy = busy.saturating_sub(1);
+        }
+        Ok(Some(done))
+    }
+}
