@@ -1,96 +1,332 @@
-//! How fast the bytes move, beside `cp` and `qemu-img convert`. Needs 5 GiB; the best of three runs counts.
+//! How fast the bytes move: beside `qemu-img`, `cp`, and a program that does the least (`floor/floor.c`). All sides are programs of
+//! their own, from cold caches unless it is said, until the data is on disk. Needs root, 12 GiB.
 
-use std::fs::File;
-use std::io::Write as _;
-use std::path::Path;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use vdsmstore_io::qcow2::{self, CreateOptions};
-use vdsmstore_io::{Control, FileDevice, Format, Image, Layer, Target, execute, plan};
+use crate::numbers::{Samples, seconds, turns};
+use crate::scene::{Result, fill_with_noise, noise, text, tool};
 
-use crate::scene::{Result, noise, text, tool};
+const MIB: u64 = 1 << 20;
+/// Of each disk.
+const SIZE: u64 = 2 << 30;
+/// What `qemu-img convert` is tried with; the fastest counts.
+const QEMU: &[&str] = &["-t none -T none -W -m 16", "-t none -T none", "-W -m 16"];
 
-const GIB: u64 = 1 << 30;
+/// A side of a comparison: a shell command. In it `OURS`, `FLOOR` and the names of files are replaced.
+struct Side {
+    name: String,
+    command: String,
+}
 
-/// Copies.
+#[derive(Default)]
+struct Numbers {
+    wall: Samples,
+    cpu: Samples,
+    memory: Samples,
+}
+
+struct Bench {
+    place: PathBuf,
+    ours: String,
+    floor: String,
+}
+
+/// Copies, conversions, comparisons.
 pub fn run(directory: &Path) -> Result<()> {
-    println!("\nbytes moved: ours, theirs, ratio (over 1: we are faster)");
-    copy(directory)
+    let program = std::env::current_exe()?.with_file_name("vdsmstore");
+    let floor = directory.join("floor");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/floor/floor.c");
+    tool("gcc", &["-O2", "-march=native", "-o", text(&floor)?, source])?;
+    let bench = |place: PathBuf| -> Result<Bench> {
+        Ok(Bench { place, ours: text(&program)?.to_owned(), floor: text(&floor)?.to_owned() })
+    };
+    println!("\nbytes moved; ratios are the other's time by ours, over 1: we are faster");
+    let here = directory.join("speed");
+    fs::create_dir(&here)?;
+    let here = bench(here)?;
+    here.sources()?;
+    here.copies("")?;
+    here.chain()?;
+    here.compares()?;
+    here.compressed()?;
+    let mounted = Xfs::new(directory)?;
+    let there = bench(mounted.0.clone())?;
+    there.sources()?;
+    there.copies(", XFS")?;
+    there.chain()?;
+    drop(there);
+    drop(mounted);
+    Ok(fs::remove_dir_all(&here.place)?)
 }
 
-fn best(mut work: impl FnMut() -> Result<()>) -> Result<Duration> {
-    let mut best = Duration::MAX;
-    for _ in 0..3 {
-        let started = Instant::now();
-        work()?;
-        best = best.min(started.elapsed());
+/// A file system that shares extents.
+struct Xfs(PathBuf);
+
+impl Xfs {
+    fn new(directory: &Path) -> Result<Xfs> {
+        let (file, place) = (directory.join("xfs.file"), directory.join("xfs"));
+        File::create(&file)?.set_len(12 << 30)?;
+        fs::create_dir(&place)?;
+        tool("mkfs.xfs", &["-q", text(&file)?])?;
+        tool("mount", &["-o", "loop", text(&file)?, text(&place)?])?;
+        Ok(Xfs(place))
     }
-    Ok(best)
 }
 
-fn report(what: &str, ours: Duration, theirs: Duration) {
-    let ratio = theirs.as_secs_f64() / ours.as_secs_f64();
-    println!("{what:<48} {:>8.3} s {:>8.3} s  {ratio:.2}", ours.as_secs_f64(), theirs.as_secs_f64());
+impl Drop for Xfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+        let _ = fs::remove_file(self.0.with_extension("file"));
+    }
 }
 
-fn image(path: &Path, format: Format, size: u64, writable: bool) -> Result<Image> {
-    let device = Arc::new(FileDevice::open(path, writable)?);
-    Ok(Image::open(vec![Layer { device, format, size }], writable)?)
-}
+impl Bench {
+    fn at(&self, name: &str) -> PathBuf {
+        self.place.join(name)
+    }
 
-/// A raw file of which three quarters are data, into another.
-fn copy(directory: &Path) -> Result<()> {
-    let (source, target) = (directory.join("speed-source"), directory.join("speed-target"));
-    let mut seed = 1;
-    let mut file = File::create(&source)?;
-    file.set_len(GIB)?;
-    for at in 0..GIB >> 20 {
-        if at % 4 != 0 {
-            let block: Vec<u8> = (0..1 << 17).flat_map(|_| noise(&mut seed).to_le_bytes()).collect();
-            std::os::unix::fs::FileExt::write_all_at(&file, &block, at << 20)?;
+    /// `real`: what programs are made of, half of the disk, in pieces of 4 to 64 MiB; `sparse`: 2 % of it, in pieces of 64 KiB;
+    /// `half`: every other 64 KiB of the first half; `full`: noise.
+    fn sources(&self) -> Result<()> {
+        let mut seed = 1;
+        let mut content = Content::new();
+        let mut block = vec![0; MIB as usize];
+        let file = |name: &str| -> Result<File> {
+            let file = File::create(self.at(name))?;
+            file.set_len(SIZE)?;
+            Ok(file)
+        };
+        let real = file("real")?;
+        let mut at = 0;
+        while at < SIZE {
+            let length = (4 << (noise(&mut seed) % 5)) * MIB;
+            if noise(&mut seed).is_multiple_of(2) {
+                for at in (at..(at + length).min(SIZE)).step_by(block.len()) {
+                    content.fill(&mut block)?;
+                    real.write_all_at(&block, at)?;
+                }
+            }
+            at += length;
         }
-    }
-    file.flush()?;
-    file.sync_all()?;
-    let again = || -> Result<()> {
-        let _ = std::fs::remove_file(&target);
+        let small = 64 << 10;
+        let sparse = file("sparse")?;
+        for piece in 0..SIZE / small / 50 {
+            fill_with_noise(&mut block[..small as usize], &mut seed);
+            sparse.write_all_at(&block[..small as usize], piece * 50 * small)?;
+        }
+        let half = file("half")?;
+        for piece in 0..SIZE / small / 4 {
+            fill_with_noise(&mut block[..small as usize], &mut seed);
+            half.write_all_at(&block[..small as usize], piece * 2 * small)?;
+        }
+        for file in [real, sparse, half] {
+            file.sync_all()?;
+        }
         Ok(())
-    };
-    let move_it = |format: Format| -> Result<()> {
-        again()?;
-        let device = FileDevice::create_new(&target)?;
-        match format {
-            Format::Raw => device.file().set_len(GIB)?,
-            Format::Qcow2 => qcow2::create(&device, &empty())?,
-        }
-        let (from, to) = (image(&source, Format::Raw, GIB, false)?, image(&target, format, GIB, true)?);
-        let plan = plan::copy(&from, None, Target { backed: false, known_zero: true }, 0, GIB)?;
-        let control = Control { cancel: &|| false, progress: &|_| {}, threads: 4 };
-        execute(&plan, &from, None, &to, &control)?;
-        Ok(to.flush()?)
-    };
-    let (a, b) = (text(&source)?, text(&target)?);
-    let cp = best(|| {
-        again()?;
-        tool("cp", &["--sparse=always", "--reflink=never", a, b])?;
-        Ok(File::open(&target)?.sync_data()?)
-    })?;
-    let ours = best(|| move_it(Format::Raw))?;
-    report("1 GiB raw to raw, cp --sparse=always", ours, cp);
-    for format in [Format::Raw, Format::Qcow2] {
-        let ours = best(|| move_it(format))?;
-        let convert = best(|| {
-            again()?;
-            tool("qemu-img", &["convert", "-f", "raw", "-O", &format.to_string(), a, b])?;
-            Ok(File::open(&target)?.sync_data()?)
-        })?;
-        report(&format!("1 GiB raw to {format}, qemu-img convert"), ours, convert);
     }
-    std::fs::remove_file(source)?;
-    again()
+
+    fn qemu(formats: &str, source: &str, target: &str) -> Vec<Side> {
+        let side = |options: &&str| Side {
+            name: format!("qemu-img {options}"),
+            command: format!("qemu-img convert {options} {formats} {source} {target} && sync {target}"),
+        };
+        QEMU.iter().map(side).collect()
+    }
+
+    fn copies(&self, what: &str) -> Result<()> {
+        let side = |name: &str, command: String| Side { name: name.to_owned(), command };
+        for source in ["real", "sparse", "half"] {
+            let convert = |format| format!("OURS file convert -f raw -O {format} {source} ours.{format}");
+            let mut sides = Self::qemu("-f raw -O raw", source, "theirs.raw");
+            sides.push(side(
+                "cp",
+                format!("cp --sparse=always --reflink=auto {source} cp.raw && sync cp.raw"),
+            ));
+            sides.push(side("floor", format!("FLOOR copy {source} floor.raw")));
+            self.row(&format!("{source}, raw to raw{what}"), true, convert("raw"), sides)?;
+            self.same(source, "raw", "ours.raw", "raw")?;
+            let mut sides = Self::qemu("-f raw -O qcow2", source, "theirs.qcow2");
+            sides.push(side("floor", format!("FLOOR qcow2 {source} floor.qcow2")));
+            self.row(&format!("{source}, raw to qcow2{what}"), true, convert("qcow2"), sides)?;
+            self.same(source, "raw", "ours.qcow2", "qcow2")?;
+            self.same(source, "raw", "floor.qcow2", "qcow2")?;
+        }
+        let convert = "OURS file convert -f raw -O raw real ours.raw".to_owned();
+        let sides = Self::qemu("-f raw -O raw", "real", "theirs.raw");
+        self.row(&format!("real, raw to raw, warm{what}"), false, convert, sides)
+    }
+
+    /// A chain of five: on the lowest, a qcow2 of `real`, four with changes here and there.
+    fn chain(&self) -> Result<()> {
+        let (mut seed, mut below, mut backing) = (9, "real".to_owned(), " --backing real:raw".to_owned());
+        for layer in 1..5 {
+            let (name, path) = (format!("layer{layer}"), self.at(&format!("layer{layer}")));
+            let format = if layer == 1 { "raw" } else { "qcow2" };
+            let base = self.at(&below);
+            tool(
+                "qemu-img",
+                &["create", "-q", "-f", "qcow2", "-F", format, "-b", text(&base)?, text(&path)?],
+            )?;
+            let writes: Vec<String> = (0..24)
+                .map(|_| format!("write -q -P {layer} {} 2M", noise(&mut seed) % (SIZE / MIB - 2) * MIB))
+                .collect();
+            let mut arguments = vec!["-f", "qcow2"];
+            for write in &writes {
+                arguments.extend(["-c", write]);
+            }
+            arguments.push(text(&path)?);
+            tool("qemu-io", &arguments)?;
+            if layer < 4 {
+                backing = format!(" --backing {name}:qcow2{backing}");
+            }
+            below = name;
+        }
+        for format in ["raw", "qcow2"] {
+            let target = format!("ours.{format}");
+            let ours = format!("OURS file convert -f qcow2{backing} -O {format} layer4 {target}");
+            let theirs = format!("theirs.{format}");
+            let sides = Self::qemu(&format!("-f qcow2 -O {format}"), "layer4", &theirs);
+            self.row(&format!("chain of 5 to {format}"), true, ours, sides)?;
+            self.same("layer4", "qcow2", &target, format)?;
+        }
+        Ok(())
+    }
+
+    fn compares(&self) -> Result<()> {
+        let side = |name: &str, command: &str| Side { name: name.to_owned(), command: command.to_owned() };
+        fs::copy(self.at("real"), self.at("ours.raw"))?;
+        for cold in [true, false] {
+            let mut sides = vec![
+                side("qemu-img", "qemu-img compare -q -f raw -F raw real ours.raw"),
+                side("qemu-img -T none", "qemu-img compare -q -T none -f raw -F raw real ours.raw"),
+            ];
+            if cold {
+                sides.push(side("floor", "FLOOR compare real ours.raw"));
+            }
+            let what = if cold { "compare, cold" } else { "compare, warm" };
+            self.row(what, cold, "OURS file compare -f raw -F raw real ours.raw".to_owned(), sides)?;
+        }
+        Ok(())
+    }
+
+    fn compressed(&self) -> Result<()> {
+        for (ours, theirs) in [("zstd", "zstd"), ("zlib", "zlib")] {
+            let command =
+                format!("OURS file convert -c -f raw -O qcow2 -o compression_type={ours} real ours.qcow2");
+            let options = format!("-c -W -m 16 -o compression_type={theirs}");
+            let qemu =
+                format!("qemu-img convert {options} -f raw -O qcow2 real theirs.qcow2 && sync theirs.qcow2");
+            let sides = vec![Side { name: format!("qemu-img {options}"), command: qemu }];
+            self.row(&format!("compress, {ours}"), true, command, sides)?;
+            self.same("real", "raw", "ours.qcow2", "qcow2")?;
+        }
+        Ok(())
+    }
+
+    /// Runs the sides in turns, and prints what came out.
+    fn row(&self, what: &str, cold: bool, ours: String, peers: Vec<Side>) -> Result<()> {
+        let mut sides = vec![Side { name: "ours".to_owned(), command: ours }];
+        sides.extend(peers);
+        let mut numbers: Vec<Numbers> = sides.iter().map(|_| Numbers::default()).collect();
+        for turn in 0..turns(3, 5) {
+            for index in 0..sides.len() {
+                let index = (index + turn) % sides.len();
+                self.once(&sides[index], cold, &mut numbers[index])?;
+            }
+        }
+        println!("\n{what}");
+        for (side, found) in sides.iter().zip(&numbers) {
+            let ratio = found.wall.over(&numbers[0].wall).ratio();
+            let cpu = found.cpu.over(&numbers[0].cpu).ratio();
+            println!(
+                "  {:<40} {:>9}  x {ratio:<22} CPU {:>8}  x {cpu:<22} {:>4.0} MiB",
+                side.name,
+                seconds(found.wall.median()),
+                seconds(found.cpu.median()),
+                found.memory.median() / 1024.0,
+            );
+        }
+        Ok(())
+    }
+
+    fn once(&self, side: &Side, cold: bool, numbers: &mut Numbers) -> Result<()> {
+        tool("sync", &[])?;
+        if cold {
+            fs::write("/proc/sys/vm/drop_caches", "3")?;
+        }
+        let command = side.command.replace("OURS", &self.ours).replace("FLOOR", &self.floor);
+        let told = self.at("told");
+        let output = Command::new("/usr/bin/time")
+            .args(["-f", "%e %U %S %M", "-o", text(&told)?, "sh", "-c", &command])
+            .current_dir(&self.place)
+            .output()?;
+        if !output.status.success() {
+            std::io::stderr().write_all(&output.stderr)?;
+            return Err(format!("{command:?} failed").into());
+        }
+        let told = fs::read_to_string(told)?;
+        let values: Vec<f64> =
+            told.split_whitespace().map(str::parse).collect::<std::result::Result<_, _>>()?;
+        let [wall, user, system, memory] = values[..] else {
+            return Err(format!("time said {told:?}").into());
+        };
+        numbers.wall.push(wall.max(0.001));
+        numbers.cpu.push((user + system).max(0.001));
+        numbers.memory.push(memory);
+        Ok(())
+    }
+
+    fn same(&self, source: &str, from: &str, target: &str, to: &str) -> Result<()> {
+        let (source, target) = (self.at(source), self.at(target));
+        let compare = ["compare", "-q", "-f", from, "-F", to, text(&source)?, text(&target)?];
+        tool("qemu-img", &compare)
+    }
 }
 
-fn empty() -> CreateOptions {
-    CreateOptions { size: GIB, backing: None, preallocate_metadata: false }
+/// Bytes of the programs of this machine, one file after the other.
+struct Content {
+    files: Vec<PathBuf>,
+    open: Option<File>,
+    seed: u64,
+}
+
+impl Content {
+    fn new() -> Content {
+        let mut files = Vec::new();
+        let mut folders: Vec<PathBuf> = vec!["/usr/lib".into(), "/usr/bin".into()];
+        while let Some(folder) = folders.pop() {
+            let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+            for entry in entries {
+                match entry.file_type() {
+                    Ok(kind) if kind.is_dir() => folders.push(entry.path()),
+                    Ok(kind) if kind.is_file() => files.push(entry.path()),
+                    _ => {}
+                }
+            }
+        }
+        Content { files, open: None, seed: 7 }
+    }
+
+    fn fill(&mut self, block: &mut [u8]) -> Result<()> {
+        let mut done = 0;
+        while done < block.len() {
+            let read = match &mut self.open {
+                Some(file) => file.read(&mut block[done..])?,
+                None => 0,
+            };
+            if read == 0 {
+                self.open = self.files.pop().and_then(|path| File::open(path).ok());
+                if self.open.is_none() && self.files.is_empty() {
+                    fill_with_noise(&mut block[done..], &mut self.seed);
+                    return Ok(());
+                }
+            }
+            done += read;
+        }
+        Ok(())
+    }
 }
