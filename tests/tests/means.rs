@@ -307,3 +307,33 @@ fn a_full_file_system_is_an_error_with_the_path() {
         std::fs::remove_file(&target).unwrap();
     }
 }
+
+/// The medium of a block device is gone from some place on: what is read there fails, and says where.
+#[test]
+fn a_device_that_fails_is_named_with_the_place() {
+    let Some(dir) = ext4(512) else { return };
+    let (file, target) = (dir.path().join("medium"), dir.path().join("target"));
+    let block = Loop::new(&file, SIZE);
+    source(&file);
+    let gone = 34 * MIB;
+    for format in [Format::Raw, Format::Qcow2] {
+        let _ = std::fs::remove_file(&target);
+        empty(&target, format);
+        File::options().write(true).open(&file).unwrap().set_len(gone).unwrap();
+        forget(&block.0);
+        let (from, into) = (open(&block.0, Format::Raw, false), open(&target, format, true));
+        let error = copy(&from, &into, true).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Io, "{error:?}");
+        let text = error.to_string();
+        assert!(text.contains(block.0.to_str().unwrap()), "{text}");
+        assert!(error.offset().is_some_and(|offset| offset >= gone - MIB), "{text}");
+        drop(from);
+        // It is there again: the same target is completed.
+        source(&file);
+        forget(&block.0);
+        let from = open(&block.0, Format::Raw, false);
+        assert!(copy(&from, &into, false).unwrap().direct >= DATA - MIB);
+        drop((from, into));
+        same(&file, Format::Raw, &target, format);
+    }
+}

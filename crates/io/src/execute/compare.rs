@@ -15,7 +15,8 @@ pub fn compare(a: &Image, b: &Image, control: &Control<'_>) -> Result<Option<u64
     let size = a.size().max(b.size());
     // Starts beyond the end: no difference yet.
     let first = AtomicU64::new(u64::MAX);
-    let mut feed = Feed { pieces: Pieces::new(a, Some(b), 0, size), rest: None };
+    let mut feed =
+        Feed { pieces: Pieces::new(a, Some(b), 0, size), rest: None, closed: false, size: direct::LARGE };
     // Steps come in order: nothing later than a difference matters.
     let matters = |step: &Move| step.offset < first.load(Ordering::Relaxed);
     let found = |offset| {
@@ -24,8 +25,8 @@ pub fn compare(a: &Image, b: &Image, control: &Control<'_>) -> Result<Option<u64
     let mut next = || Ok(feed.next(control)?.filter(&matters).map(|step| (step, 0)));
     let left = direct::compare(&mut next, a, b, &found, control)?;
     let steps = Mutex::new(match &left {
-        Some(left) => Steps::Left(Requests { moves: left, done: 0 }),
-        None => Steps::All(feed),
+        Some(left) => Steps::Left(Requests { moves: left, done: 0, size: REQUEST }),
+        None => Steps::All(Feed { size: REQUEST, ..feed }),
     });
     run_threads(
         control,
@@ -64,27 +65,41 @@ enum Steps<'a> {
 /// Hands out what must be compared byte by byte, in order.
 struct Feed<'a> {
     pieces: Pieces<'a>,
-    /// What is left of the last piece: offset and length.
+    /// What is left of the last pieces that follow one another: offset and length.
     rest: Option<(u64, u64)>,
+    /// Nothing follows them.
+    closed: bool,
+    /// Of a request.
+    size: u64,
 }
 
 impl Feed<'_> {
     fn next(&mut self, control: &Control<'_>) -> Result<Option<Move>> {
         loop {
-            if let Some((offset, length)) = self.rest.take() {
-                let now = (REQUEST - offset % REQUEST).min(length);
-                if now < length {
-                    self.rest = Some((offset + now, length - now));
-                }
+            let (offset, length) = self.rest.unwrap_or((0, 0));
+            let now = self.size - offset % self.size;
+            if length > 0 && (self.closed || length >= now) {
+                let now = now.min(length);
+                self.rest = Some((offset + now, length - now));
                 return Ok(Some(Move { offset, length: now, action: Action::Compare }));
             }
-            let Some(piece) = self.pieces.next()? else { return Ok(None) };
+            let Some(piece) = self.pieces.next()? else {
+                if length == 0 {
+                    return Ok(None);
+                }
+                self.closed = true;
+                continue;
+            };
             let base = piece.base.unwrap_or(crate::RunKind::Hole);
             if base.is_shared(&piece.source) || (base.is_zero() && piece.source.is_zero()) {
                 control.check()?;
                 (control.progress)(piece.length);
-            } else {
+                self.closed = true;
+            } else if length == 0 {
                 self.rest = Some((piece.offset, piece.length));
+                self.closed = false;
+            } else {
+                self.rest = Some((offset, length + piece.length));
             }
         }
     }

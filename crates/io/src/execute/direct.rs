@@ -14,18 +14,22 @@ use crate::sys::queue::{Kind, Queue};
 use crate::{Image, Result, RunKind};
 use transfer::{Next, Part, Sink, Transfer};
 
-/// One request, in bytes: a slot of memory.
-const SLOT: usize = super::REQUEST as usize;
-/// Slots of one job.
-const SLOTS: usize = 16;
-/// Slots of all jobs of this process together, but that each job has the least.
-const ALL_SLOTS: usize = 48;
-/// A request and its base.
-const LEAST_SLOTS: usize = 4;
+/// The largest request, and a slot of memory for it.
+pub(super) const LARGE: u64 = 4 << 20;
+/// Steps up to this size have slots of their own, since there are many of them where data lies here and there.
+const SMALL: u64 = 256 << 10;
+/// Large slots of one job.
+const SLOTS: usize = 8;
+/// Small ones for each large one.
+const SMALL_SLOTS: usize = 4;
+/// Large slots of all jobs of this process together, but that each job has the least.
+const ALL_SLOTS: usize = 24;
+/// One, and one for its base.
+const LEAST_SLOTS: usize = 2;
 /// Requests at a time; several for a slot whose bytes lie here and there.
 const DEPTH: u32 = 128;
 /// More pieces in one slot, and it is read through the cache: each piece is a request.
-const MAX_PARTS: usize = 32;
+const MAX_PARTS: usize = 64;
 /// Less is not worth setting it up.
 const WORTHWHILE: u64 = 4 << 20;
 
@@ -43,6 +47,14 @@ impl Share {
             Some(taken + share)
         });
         Share(share)
+    }
+}
+
+impl Share {
+    /// The sizes of its slots.
+    fn sizes(&self) -> Vec<usize> {
+        let small = std::iter::repeat_n(SMALL as usize, self.0 * SMALL_SLOTS);
+        std::iter::repeat_n(LARGE as usize, self.0).chain(small).collect()
     }
 }
 
@@ -84,10 +96,10 @@ pub(super) fn run(
     let Some(kind) = kind().filter(|_| bytes >= WORTHWHILE && suits()) else { return Ok(None) };
     let share = Share::take();
     // Without a queue there are the threads.
-    let Ok(queue) = Queue::new(kind, share.0, SLOT, DEPTH) else { return Ok(None) };
+    let Ok(queue) = Queue::new(kind, &share.sizes(), DEPTH) else { return Ok(None) };
     let sink = Sink::Target(target.placing(bytes)?);
-    let mut requests = Requests { moves, done: 0 };
-    let mut run = Transfer::new(queue, share.0, source, base, sink, control, totals);
+    let mut requests = Requests { moves, done: 0, size: LARGE };
+    let mut run = Transfer::new(queue, &share.sizes(), source, base, sink, control, totals);
     let outcome = run.all(&mut || Ok(requests.next().map(|step| (step, requests.rest()))));
     let left = run.end()?;
     outcome?;
@@ -108,9 +120,9 @@ pub(super) fn compare(
         return Ok(None);
     };
     let share = Share::take();
-    let Ok(queue) = Queue::new(kind, share.0, SLOT, DEPTH) else { return Ok(None) };
+    let Ok(queue) = Queue::new(kind, &share.sizes(), DEPTH) else { return Ok(None) };
     let totals = Totals::default();
-    let mut run = Transfer::new(queue, share.0, a, Some(b), Sink::Differ(found), control, &totals);
+    let mut run = Transfer::new(queue, &share.sizes(), a, Some(b), Sink::Differ(found), control, &totals);
     run.all(next)?;
     run.end().map(Some)
 }
@@ -153,4 +165,20 @@ fn cover<'a>(image: &'a Image, holes: &mut Holes, offset: u64, length: u64) -> R
     }
     let suits = |part: &Part<'_>| part.direct.takes(part.within as u64, part.length as u64);
     Ok((parts.len() <= MAX_PARTS && parts.iter().all(suits)).then_some(parts))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_share_the_memory_and_each_has_some() {
+        let shares: Vec<Share> = (0..6).map(|_| Share::take()).collect();
+        let counts: Vec<usize> = shares.iter().map(|share| share.0).collect();
+        assert_eq!(counts, [8, 8, 8, 2, 2, 2]);
+        let bytes: usize = shares[0].sizes().iter().sum();
+        assert_eq!(bytes, 40 << 20);
+        drop(shares);
+        assert_eq!(Share::take().0, 8);
+    }
 }

@@ -113,7 +113,7 @@ pub fn execute(
         Some(left) => Cow::Owned(left),
         None => left,
     };
-    let requests = Mutex::new(Requests { moves: &left, done: 0 });
+    let requests = Mutex::new(Requests { moves: &left, done: 0, size: REQUEST });
     run_threads(
         control,
         || {
@@ -187,6 +187,8 @@ struct Requests<'a> {
     moves: &'a [Move],
     /// Bytes of the first move that are handed out.
     done: u64,
+    /// Of a request.
+    size: u64,
 }
 
 impl Requests<'_> {
@@ -201,7 +203,7 @@ impl Iterator for Requests<'_> {
 
     fn next(&mut self) -> Option<Move> {
         let (first, others) = self.moves.split_first()?;
-        let size = if first.action == Action::Zero { ZERO_REQUEST } else { REQUEST };
+        let size = if first.action == Action::Zero { ZERO_REQUEST } else { self.size };
         let offset = first.offset + self.done;
         let length = (size - offset % size).min(first.length - self.done);
         self.done += length;

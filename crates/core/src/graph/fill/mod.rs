@@ -31,9 +31,11 @@ pub(crate) use source::{find_base, find_image};
 pub(crate) const STEP: u64 = 64 << 20;
 /// The longest step over nothing.
 const LONG_STEP: u64 = 64 << 30;
-/// At most so much is copied again after a crash: this many bytes, or the work of [`WATERMARK_TIME`].
-pub(crate) const WATERMARK_BYTES: u64 = 64 << 20;
-pub(crate) const WATERMARK_TIME: Duration = Duration::from_secs(2);
+/// At most so many bytes of a job wait in the page cache to be written.
+pub(crate) const CACHED: u64 = 64 << 20;
+/// How often what is done is made durable, and said. It is looked at between steps: so that at most a step is done again
+/// after a crash, or if steps take less than this, twice the work of this time.
+pub(crate) const WATERMARK_TIME: Duration = Duration::from_secs(1);
 /// How often a base that vanishes is looked for again.
 const BASE_TRIES: u32 = 5;
 /// How often a fill looks whether it is still wanted.
@@ -195,8 +197,8 @@ impl Filler {
         copy.position += length;
         env.task.set_done(copy.position);
         copy.limit.spend(outcome.read.max(outcome.written));
-        copy.unflushed += outcome.written + outcome.zeroed.min(STEP);
-        if copy.unflushed >= WATERMARK_BYTES || machine::since(copy.flushed_at) >= WATERMARK_TIME {
+        copy.unflushed += outcome.written - outcome.direct + outcome.zeroed.min(STEP);
+        if copy.unflushed >= CACHED || machine::since(copy.flushed_at) >= WATERMARK_TIME {
             self.flush(copy, env)?;
         }
         Ok(Step::Again)

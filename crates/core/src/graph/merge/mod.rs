@@ -24,7 +24,7 @@ use crate::repository::{Access, Guard, OpenVolume, Read};
 use crate::{Error, ErrorKind, Result, machine};
 
 use super::chain;
-use super::fill::{Limit, WATERMARK_BYTES, WATERMARK_TIME, error_text};
+use super::fill::{CACHED, Limit, WATERMARK_TIME, error_text};
 use super::look::Now;
 use super::{in_place, lease, try_lock};
 
@@ -252,8 +252,8 @@ impl Merge {
         self.position += length;
         env.task.set_done(self.position);
         self.limit.spend(outcome.read);
-        self.unflushed += outcome.written + outcome.zeroed;
-        if self.unflushed >= WATERMARK_BYTES || machine::since(self.flushed_at) >= WATERMARK_TIME {
+        self.unflushed += outcome.written - outcome.direct + outcome.zeroed;
+        if self.unflushed >= CACHED || machine::since(self.flushed_at) >= WATERMARK_TIME {
             if !without!("merge.flush.watermark") {
                 self.target.flush()?;
             }

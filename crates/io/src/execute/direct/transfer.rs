@@ -1,6 +1,6 @@
 //! The work on one thread: slots of memory that are read, looked at, and written.
 
-use super::{LEAST_SLOTS, cover};
+use super::{LARGE, SMALL, cover};
 use crate::device::Direct;
 use crate::execute::{Control, Fate, Totals, fates};
 use crate::image::{Place, Placing};
@@ -75,7 +75,12 @@ pub(super) struct Transfer<'a> {
     base_holes: Holes,
     /// By slot: the step that it is the first slot of.
     works: Vec<Option<Work>>,
-    free: Vec<usize>,
+    /// Slots that nothing is in, by size: small, large.
+    free: [Vec<usize>; 2],
+    /// By slot.
+    sizes: Vec<usize>,
+    /// Cut off, and waiting for a slot.
+    ahead: Option<Next>,
     /// By token.
     pending: Vec<Option<Pending>>,
     tokens: Vec<usize>,
@@ -90,14 +95,14 @@ pub(super) struct Transfer<'a> {
 impl<'a> Transfer<'a> {
     pub fn new(
         queue: Queue<'a>,
-        slots: usize,
+        sizes: &[usize],
         source: &'a Image,
         base: Option<&'a Image>,
         sink: Sink<'a>,
         control: &'a Control<'a>,
         totals: &'a Totals,
     ) -> Transfer<'a> {
-        debug_assert!(slots >= LEAST_SLOTS);
+        let of = |size: u64| (0..sizes.len()).rev().filter(|slot| sizes[*slot] as u64 == size).collect();
         Transfer {
             queue,
             source,
@@ -107,8 +112,10 @@ impl<'a> Transfer<'a> {
             totals,
             source_holes: Holes::default(),
             base_holes: Holes::default(),
-            works: (0..slots).map(|_| None).collect(),
-            free: (0..slots).rev().collect(),
+            works: sizes.iter().map(|_| None).collect(),
+            free: [of(SMALL), of(LARGE)],
+            sizes: sizes.to_vec(),
+            ahead: None,
             pending: Vec::new(),
             tokens: Vec::new(),
             left: Vec::new(),
@@ -122,18 +129,33 @@ impl<'a> Transfer<'a> {
     pub fn all(&mut self, next: &mut dyn FnMut() -> Result<Option<Next>>) -> Result<()> {
         let mut more = true;
         loop {
-            // A step may need a slot for its base, too.
-            while more && self.free.len() >= 2 {
+            while more {
                 self.control.check()?;
-                match next()? {
-                    Some((step, follows)) => self.begin(step, follows)?,
-                    None => more = false,
+                let cut = self.ahead.take();
+                let Some((step, follows)) = (if cut.is_some() { cut } else { next()? }) else {
+                    more = false;
+                    break;
+                };
+                // It may need a slot for its base, too.
+                if self.slots_for(step.length).len() < 2 {
+                    self.ahead = Some((step, follows));
+                    break;
                 }
+                self.begin(step, follows)?;
             }
             if !self.wait()? && !more {
                 return Ok(());
             }
         }
+    }
+
+    fn slots_for(&mut self, length: u64) -> &mut Vec<usize> {
+        &mut self.free[usize::from(length > SMALL)]
+    }
+
+    fn release(&mut self, slot: usize) {
+        let size = self.sizes[slot] as u64;
+        self.slots_for(size).push(slot);
     }
 
     /// Waits for what is under way, gives up what was reserved, and returns what is left, in order.
@@ -210,8 +232,10 @@ impl<'a> Transfer<'a> {
     /// A step has ended.
     fn over(&mut self, owner: usize) {
         let Some(work) = self.works.get_mut(owner).and_then(Option::take) else { return };
-        self.free.extend(work.base);
-        self.free.push(owner);
+        if let Some(base) = work.base {
+            self.release(base);
+        }
+        self.release(owner);
         let done = work.step.length - work.left;
         if done > 0 {
             (self.control.progress)(done);
@@ -246,8 +270,8 @@ impl<'a> Transfer<'a> {
         {
             placing.expect(offset, offset + length + follows)?;
         }
-        let Some(owner) = self.free.pop() else { return Ok(()) };
-        let base = if compares { self.free.pop() } else { None };
+        let Some(owner) = self.slots_for(length).pop() else { return Ok(()) };
+        let base = if compares { self.slots_for(length).pop() } else { None };
         self.works[owner] = Some(Work { step, base, pending: 0, failed: false, writing: false, left: 0 });
         self.load(owner, owner, &ours, length);
         if let Some(base) = base {

@@ -68,7 +68,8 @@ pub(crate) struct Queue<'a> {
     /// Before the memory: it ends all requests when it is dropped.
     means: Means,
     memory: Memory,
-    slot: usize,
+    /// Where each slot is in it.
+    slots: Vec<Range<usize>>,
     /// Requests under way, by slot.
     busy: Vec<u32>,
     under_way: usize,
@@ -77,15 +78,21 @@ pub(crate) struct Queue<'a> {
 }
 
 impl<'a> Queue<'a> {
-    /// A queue with so many slots of so many bytes, for at most `depth` requests at a time.
-    pub fn new(kind: Kind, slots: usize, slot: usize, depth: u32) -> io::Result<Queue<'a>> {
-        let memory = Memory::new(slots * slot)?;
+    /// A queue with slots of these sizes, which are multiples of a page, for about `depth` requests at a time.
+    pub fn new(kind: Kind, sizes: &[usize], depth: u32) -> io::Result<Queue<'a>> {
+        let mut slots = Vec::with_capacity(sizes.len());
+        let mut end = 0;
+        for size in sizes {
+            slots.push(end..end + size);
+            end += size;
+        }
+        let memory = Memory::new(end)?;
         let ring = if kind == Kind::Any { Ring::new(depth, &memory).ok() } else { None };
         let means = match ring {
             Some(ring) => Means::Ring(Box::new(ring)),
             None => Means::Threads(Threads::new()?),
         };
-        Ok(Queue { means, memory, slot, busy: vec![0; slots], under_way: 0, files: PhantomData })
+        Ok(Queue { means, memory, slots, busy: vec![0; sizes.len()], under_way: 0, files: PhantomData })
     }
 
     /// The bytes of a slot. None, while a request is under way in it.
@@ -93,7 +100,7 @@ impl<'a> Queue<'a> {
         if self.busy.get(slot).is_none_or(|busy| *busy > 0) {
             return None;
         }
-        Some(self.memory.part(slot * self.slot, self.slot))
+        self.slots.get(slot).map(|place| self.memory.part(place.start, place.len()))
     }
 
     /// The same, to be changed.
@@ -101,7 +108,8 @@ impl<'a> Queue<'a> {
         if self.busy.get(slot).is_none_or(|busy| *busy > 0) {
             return None;
         }
-        Some(self.memory.part_mut(slot * self.slot, self.slot))
+        let place = self.slots.get(slot)?;
+        Some(self.memory.part_mut(place.start, place.len()))
     }
 
     /// Starts a request for a part of a slot; several requests of one slot must be for different parts of it.
@@ -114,11 +122,11 @@ impl<'a> Queue<'a> {
         part: Range<usize>,
         token: u64,
     ) -> io::Result<()> {
-        let inside = part.start < part.end && part.end <= self.slot && slot < self.busy.len();
-        let Some(length) = u32::try_from(part.len()).ok().filter(|_| inside) else {
+        let place = self.slots.get(slot).filter(|place| part.start < part.end && part.end <= place.len());
+        let (Some(place), Ok(length)) = (place, u32::try_from(part.len())) else {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         };
-        let memory = self.memory.at(slot * self.slot + part.start);
+        let memory = self.memory.at(place.start + part.start);
         let request = Request { way, descriptor: file.as_raw_fd(), offset, memory, length, token };
         match &mut self.means {
             Means::Ring(ring) => ring.start(request)?,
