@@ -14,13 +14,14 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use vdsmstore_core::options::{CopyOptions, CreateOptions, RemoveOptions};
 use vdsmstore_io::plan::{self, Target};
-use vdsmstore_io::qcow2::{self, CreateOptions};
+use vdsmstore_io::qcow2::{self, CreateOptions as NewFile};
 use vdsmstore_io::{
     Control, ErrorKind, FileDevice, Format, Image, Layer, Outcome, compare, compress, execute,
 };
 use vdsmstore_tests::mounts::{Mounted, can_mount};
-use vdsmstore_tests::{run, scratch};
+use vdsmstore_tests::{new_repo, qemu_equal, run, scratch, settle, store, write};
 
 const MIB: u64 = 1 << 20;
 /// Not a multiple of a block: the end is left to others.
@@ -67,7 +68,7 @@ fn empty(path: &Path, format: Format) {
     match format {
         Format::Raw => device.file().set_len(SIZE).unwrap(),
         Format::Qcow2 => {
-            let options = CreateOptions { size: SIZE, backing: None, preallocate_metadata: false };
+            let options = NewFile { size: SIZE, backing: None, preallocate_metadata: false };
             qcow2::create(&device, &options).unwrap();
         }
     }
@@ -174,7 +175,7 @@ fn each_pair_of_devices_has_its_means() {
             run("dd", &["if=/dev/urandom", &of, "bs=1M", "count=40", "conv=fsync"]);
             if format == Format::Qcow2 {
                 let device = FileDevice::open(&target, true).unwrap();
-                let options = CreateOptions { size: SIZE, backing: None, preallocate_metadata: false };
+                let options = NewFile { size: SIZE, backing: None, preallocate_metadata: false };
                 qcow2::create(&device, &options).unwrap();
             }
         } else {
@@ -213,7 +214,7 @@ fn compressed_clusters_are_read_in_another_way() {
     // Half of it compressed, half of it plain.
     let (packed, flat) = (at("packed"), at("flat"));
     let device = FileDevice::create_new(&packed).unwrap();
-    let options = CreateOptions { size: SIZE, backing: None, preallocate_metadata: false };
+    let options = NewFile { size: SIZE, backing: None, preallocate_metadata: false };
     let layout = qcow2::Layout { compression: qcow2::Compression::Zstd, ..qcow2::Layout::default() };
     qcow2::create_with(&device, &options, &layout).unwrap();
     {
@@ -336,4 +337,52 @@ fn a_device_that_fails_is_named_with_the_place() {
         drop((from, into));
         same(&file, Format::Raw, &target, format);
     }
+}
+
+/// Bytes of the files of a repository's volumes that are in the page cache.
+fn cached(repo: &Path) -> u64 {
+    let volumes = std::fs::read_dir(repo.join("data")).unwrap();
+    let paths: Vec<String> =
+        volumes.map(|entry| entry.unwrap().path().to_str().unwrap().to_owned()).collect();
+    assert!(!paths.is_empty());
+    let mut arguments = vec!["--bytes", "--noheadings", "--output", "RES"];
+    arguments.extend(paths.iter().map(String::as_str));
+    let output = run("fincore", &arguments);
+    String::from_utf8(output.stdout).unwrap().lines().map(|line| line.trim().parse::<u64>().unwrap()).sum()
+}
+
+#[test]
+fn imports_copies_and_merges_leave_the_page_cache_alone() {
+    let Some(dir) = ext4(1024) else { return };
+    let file = dir.path().join("raw");
+    source(&file);
+    let store = store("here");
+    let repos = ["A", "B"].map(|name| new_repo(&store, dir.path(), name));
+    forget(&file);
+    let disk =
+        store.import_image("A", file.to_str().unwrap(), "raw", "{}", &CreateOptions::default()).unwrap();
+    let disk = disk.to_string();
+    settle(&store, "A", &disk);
+    // Ends that are no whole blocks, tables.
+    let little = MIB;
+    assert!(cached(&repos[0]) < little, "{}", cached(&repos[0]));
+    let lower = store.create_snapshot("A", &disk, "{}", &CreateOptions::default()).unwrap().to_string();
+    write(&store, "A", &disk, |image| image.write(12 * MIB as i64, &vec![7; 8 * MIB as usize]));
+    let upper = store.create_snapshot("A", &disk, "{}", &CreateOptions::default()).unwrap().to_string();
+    for volume in std::fs::read_dir(repos[0].join("data")).unwrap() {
+        forget(&volume.unwrap().path());
+    }
+    let copy = store.copy_image("B", &upper, None, "{}", &CopyOptions::default()).unwrap().to_string();
+    settle(&store, "B", &copy);
+    assert!(cached(&repos[1]) < little, "{}", cached(&repos[1]));
+    store.remove_image("A", &lower, &RemoveOptions::default()).unwrap();
+    while !store.list_tasks().unwrap().is_empty() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    assert!(cached(&repos[0]) < little, "{}", cached(&repos[0]));
+    let model = open(&file, Format::Raw, true);
+    model.write(12 * MIB, &vec![7; 8 * MIB as usize]).unwrap();
+    drop(model);
+    qemu_equal(&store, "A", &upper, &file);
+    qemu_equal(&store, "B", &copy, &file);
 }

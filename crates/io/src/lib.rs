@@ -15,7 +15,7 @@ pub mod sys;
 
 #[cfg(feature = "sim")]
 pub use device::sim::{Power, SimDevice, SimStorage};
-pub use device::{Device, DeviceExtent, DeviceId, FileDevice};
+pub use device::{Device, DeviceExtent, DeviceId, Direct, FileDevice};
 pub use error::{Error, ErrorKind, Result};
 pub use execute::{Control, Outcome, compare, compress, diff, execute};
 pub use format::{Format, qcow2};

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use vdsmstore_io::sys::{Carried, LockMode, ofd_try_lock, ofd_unlock, ofd_would_block};
-use vdsmstore_io::{Device, DeviceExtent, DeviceId, FileDevice, without};
+use vdsmstore_io::{Device, DeviceExtent, DeviceId, Direct, FileDevice, without};
 
 use super::layout::{Dir, MAX_RECORD, TRIES, failed, parse_id, wrong};
 use super::tree::Tree;
@@ -139,6 +139,10 @@ impl Device for LockedFile {
 
     fn as_file(&self) -> Option<&File> {
         self.device.as_file()
+    }
+
+    fn direct(&self) -> Option<&Direct> {
+        self.device.direct()
     }
 
     fn can_clone(&self, source: &dyn Device) -> bool {
