@@ -16,6 +16,8 @@
     reason = "the numbers of tests are small, tests fail by panicking, and modules are shared with other tests"
 )]
 
+#[path = "hosts/aimed.rs"]
+mod aimed;
 #[path = "causes/changing.rs"]
 mod changing;
 #[path = "hosts/deeds.rs"]

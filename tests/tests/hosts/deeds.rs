@@ -65,6 +65,9 @@ pub enum Deed {
     Snapshot(Key),
     /// A snapshot that is only announced.
     Announce(Key),
+    /// The same, and the disk is read: what it holds before anybody may write it again, the snapshot holds for ever.
+    #[allow(dead_code, reason = "of rows only")]
+    Freeze(Key),
     CreateOn(Key),
     /// To the other repository.
     Copy(Key),
@@ -86,6 +89,8 @@ pub enum Effect {
     Resized(Key, usize),
     Same(bool),
     Seen(Key, Vec<u8>),
+    /// It never holds anything else.
+    Kept(Key, Vec<u8>),
 }
 
 /// What a host needs for its deeds.
@@ -207,13 +212,21 @@ impl Deed {
                 store.run_tasks();
                 return outcome;
             }
-            Deed::Snapshot(key) | Deed::Announce(key) => {
-                let off = matches!(self, Deed::Announce(_));
+            Deed::Snapshot(key) | Deed::Announce(key) | Deed::Freeze(key) => {
+                let off = !matches!(self, Deed::Snapshot(_));
                 let auto_fix = if off { AutoFix::Off } else { made.auto_fix };
                 let options = CreateOptions { auto_fix, ..made };
                 let outcome = store.create_snapshot(NAMES[key.0], &key.1, r#"{"s":2}"#, &options);
-                effects.push(Effect::Made((key.0, new), key.clone(), outcome.is_ok(), false));
+                effects.push(Effect::Made((key.0, new.clone()), key.clone(), outcome.is_ok(), false));
                 outcome?;
+                if matches!(self, Deed::Freeze(_)) {
+                    let data = read(store, NAMES[key.0], &key.1)?;
+                    let frozen = &scene.raw(key.0).images[&key.1]["freeze"];
+                    // Else it was completed meanwhile, and may have been written.
+                    if frozen.as_array().is_some_and(|all| all.iter().any(|id| *id == *new)) {
+                        effects.push(Effect::Kept((key.0, new), data));
+                    }
+                }
             }
             Deed::CreateOn(key) => {
                 let outcome = store.create_virtual_disk(NAMES[key.0], None, Some(&key.1), "{}", &made);
@@ -334,6 +347,12 @@ impl Outlook {
         for effect in all() {
             outlook.apply(start, effect, &removed);
         }
+        for effect in all() {
+            let Effect::Kept(key, data) = effect else { continue };
+            if let Some(allowed) = outlook.model.get_mut(key) {
+                allowed.data = vec![data.clone()];
+            }
+        }
         // What was removed may have been made once more, from what it was made from at first.
         for key in removed.iter().filter(|_| all().any(|effect| matches!(effect, Effect::Same(_)))) {
             let (Some(allowed), Some(want)) = (outlook.model.get_mut(key), start.wants.get(key)) else {
@@ -357,7 +376,7 @@ impl Outlook {
 
     fn apply(&mut self, start: &Scene, effect: &Effect, removed: &BTreeSet<Key>) {
         match effect {
-            Effect::Same(_) => {}
+            Effect::Same(_) | Effect::Kept(..) => {}
             Effect::Seen(key, data) => self.seen.push((key.clone(), data.clone())),
             Effect::Resized(key, size) => {
                 let least = self.sizes.entry(key.clone()).or_default();

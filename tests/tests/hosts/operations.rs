@@ -3,8 +3,8 @@
 use vdsmstore_core::options::{ResizeOptions, Strategy};
 use vdsmstore_io::device::sim::hosts;
 
-use crate::operation::{ALL, OVERLAYS, Operation, family, remove, repair};
-use crate::scene::{SIZE, Scene, Storage};
+use crate::operation::{ALL, OVERLAYS, Operation, copy, copy_to_b, family, remove, repair, rewrite};
+use crate::scene::{CLUSTER, SIZE, Scene, Storage, pattern};
 use crate::{changing, making};
 
 /// The operation that writes a disk with what it held at the start.
@@ -48,12 +48,29 @@ const MORE: &[Operation] = &[
     },
 ];
 
+/// Of which only rows are about: `focused` chooses among the others, and would choose others with each one more.
+const ROWS: &[Operation] = &[Operation {
+    name: "copy a disk once more onto almost the same",
+    storages: OVERLAYS,
+    setup: |store, scene| {
+        family(store, scene);
+        copy(store, scene, "base", "child", None);
+        let mut data = pattern(2);
+        data[..CLUSTER].fill(9);
+        rewrite(store, scene, 0, "child", data.clone());
+        copy(store, scene, "copied", "child", Some("base"));
+        scene.expect(1, "new", data);
+    },
+    run: |store, scene| copy_to_b(store, scene, "child", Some("base"), "new"),
+    removes: &[],
+}];
+
 pub fn all() -> impl Iterator<Item = &'static Operation> {
     making::OPERATIONS.iter().chain(changing::OPERATIONS).chain(MORE)
 }
 
 pub fn named(name: &str) -> &'static Operation {
-    all().find(|operation| operation.name == name).unwrap_or_else(|| panic!("no operation {name:?}"))
+    all().chain(ROWS).find(|operation| operation.name == name).unwrap_or_else(|| panic!("no operation {name:?}"))
 }
 
 /// A scene in which the operation can run.

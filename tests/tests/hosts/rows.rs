@@ -6,12 +6,14 @@ use crate::scene::{Scene, Storage};
 use crate::schedule::Fate;
 use crate::{Begin, Row};
 
+#[path = "rows/between.rs"]
+mod between;
 #[path = "rows/taking_turns.rs"]
 mod taking_turns;
 #[path = "rows/together.rs"]
 mod together;
 
-pub const ALL: &[&[Row]] = &[ROWS, taking_turns::ROWS, together::ROWS];
+pub const ALL: &[&[Row]] = &[ROWS, between::ROWS, taking_turns::ROWS, together::ROWS];
 
 fn key(scene: &Scene, repo: usize, name: &str) -> (usize, String) {
     (repo, scene.id(name).to_owned())

@@ -49,8 +49,15 @@ fn tell(repo: &Repo, image: &ImageRecord) -> Result<ImageId> {
     joined.map(|_| id).ok_or_else(|| in_use(repo, id, "the call that was to make it has failed"))
 }
 
-/// Claims an image that another call is making, so that it stays should that call fail. None: it has gone.
+/// Claims an image that another call is making, so that it stays should that call fail. None: it has gone, or goes.
 fn join(repo: &Repo, id: ImageId) -> Result<Option<ImageRecord>> {
+    // That call looks after this, and takes it back: its volume was taken for garbage before the image pointed at it.
+    if let Some(image) = repo.image(id)?.filter(|image| image.state == State::Pending)
+        && let Err(error) = add::look_at_volume(repo, image.volume, id)
+        && !without!("create.look.joined")
+    {
+        return if error.kind() == ErrorKind::Stopped { Ok(None) } else { Err(error) };
+    }
     let now = repo
         .update_image(id, |now| Ok(if now.state == State::Pending { Change::Claim } else { Change::Keep }))?;
     Ok(now.filter(ImageRecord::visible))

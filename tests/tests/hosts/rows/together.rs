@@ -10,11 +10,11 @@ use crate::schedule::Fate;
 use crate::{Begin, Row};
 
 /// It lost its locks without notice, and may still write.
-const LOST: Fate = Fate::Displaced(WAYS[0]);
-const LARGER: usize = SIZE + 3 * CLUSTER;
+pub(super) const LOST: Fate = Fate::Displaced(WAYS[0]);
+pub(super) const LARGER: usize = SIZE + 3 * CLUSTER;
 const MERGE_DOWN: &str = "remove a snapshot and merge down";
 
-const fn row(
+pub(super) const fn row(
     switch: &'static str,
     at: &'static str,
     storage: Storage,
