@@ -275,7 +275,7 @@ fn clones_above_what_is_being_merged_away() {
             store.remove_image("B", &snapshot, &RemoveOptions::default()).unwrap();
             store.run_tasks();
             judge::repair_politely(&store, &what);
-            println!("{what}: {:#?}", scene.raw(1).volumes);
+            assert!(judge::check(&store, 1).is_empty(), "{what}: {:?}", judge::check(&store, 1));
             for (id, data) in [(scene.id("small"), &whole), (&on, &whole), (&copy, &scene.data(0, "disk"))] {
                 holds(id, data);
             }

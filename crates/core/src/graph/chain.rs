@@ -93,6 +93,11 @@ impl Chain {
 
 /// Follows an image down to its last volume.
 pub(crate) fn resolve(view: &impl View, image: ImageRecord) -> Result<Resolved> {
+    resolve_below(view, None, image)
+}
+
+/// The same of what shows through a volume.
+fn resolve_below(view: &impl View, top: Option<VolumeId>, image: ImageRecord) -> Result<Resolved> {
     let mut chain = Chain { links: Vec::new() };
     let mut next = Some(image);
     while let Some(image) = next {
@@ -112,8 +117,12 @@ pub(crate) fn resolve(view: &impl View, image: ImageRecord) -> Result<Resolved> 
             State::Absorbed if image.absorbed_by.is_empty() => {}
             // A merge changes only what the volume above covers: through that one, and no other, it still is exact.
             State::Absorbed
-                if chain.links.last().is_some_and(|above| image.absorbed_by.contains(&above.volume.id())) => {
-            }
+                if chain
+                    .links
+                    .last()
+                    .map(|above| above.volume.id())
+                    .or(top)
+                    .is_some_and(|above| image.absorbed_by.contains(&above)) => {}
             State::Absorbed if without!("chain.compare.absorbed") => {}
             State::Absorbed => return broken(chain, format!("image {id} is being merged away")),
         }
@@ -151,8 +160,12 @@ pub(crate) fn resolve(view: &impl View, image: ImageRecord) -> Result<Resolved> 
 
 /// As [`resolve`], an image that is not whole being an error.
 pub(crate) fn whole(repo: &Repo, image: ImageRecord, read: Read) -> Result<Chain> {
+    whole_below(repo, None, image, read)
+}
+
+fn whole_below(repo: &Repo, top: Option<VolumeId>, image: ImageRecord, read: Read) -> Result<Chain> {
     let id = image.id();
-    match resolve(&Now(repo, read), image)? {
+    match resolve_below(&Now(repo, read), top, image)? {
         Resolved::Whole(chain) => Ok(chain),
         Resolved::Broken(_, reason) => Err(broken(repo, id, &reason)),
     }
@@ -193,9 +206,13 @@ pub(crate) fn open_layers(layers: Vec<Layer>, writable: bool, memory: Option<u64
 
 /// Opens all volumes of an image: the top one with `access`, the others for reading. All locks at once or none.
 pub(crate) fn open(repo: &Repo, id: ImageId, access: Access) -> Result<OpenChain> {
+    open_below(repo, None, id, access)
+}
+
+fn open_below(repo: &Repo, top: Option<VolumeId>, id: ImageId, access: Access) -> Result<OpenChain> {
     let read = |read: Read| -> Result<Chain> {
         let record = repo.image_with(id, read)?.ok_or_else(|| repo.image_not_found(id))?;
-        whole(repo, record, read)
+        whole_below(repo, top, record, read)
     };
     let fresh = || read(Read::Fresh);
     let mut pause = Duration::from_millis(1);
@@ -262,8 +279,12 @@ pub(crate) fn mirror_of(repo: &Repo, base: ImageId) -> Result<Option<(VolumeId, 
 }
 
 /// What shows through a volume, as layers that stay locked while they are held.
-pub(crate) fn layers_of(repo: &Repo, backing: &crate::record::Backing) -> Result<Vec<Layer>> {
-    let opened = open(repo, backing.image, Access::Read)?;
+pub(crate) fn layers_of(
+    repo: &Repo,
+    volume: VolumeId,
+    backing: &crate::record::Backing,
+) -> Result<Vec<Layer>> {
+    let opened = open_below(repo, Some(volume), backing.image, Access::Read)?;
     let mut layers = opened.chain.layers(&opened.volumes);
     if let Some(first) = layers.first_mut() {
         first.size = backing.size;

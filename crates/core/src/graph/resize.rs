@@ -110,7 +110,7 @@ pub(crate) fn grow_volume(
 ) -> Result<()> {
     let below = match &volume.backing {
         None => Vec::new(),
-        Some(backing) => chain::layers_of(repo, backing)?,
+        Some(backing) => chain::layers_of(repo, volume.id(), backing)?,
     };
     top_layer(repo, opened, volume, volume.size, below)?.grow(size)?;
     set_size(repo, volume, size)

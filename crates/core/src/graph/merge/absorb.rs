@@ -93,7 +93,7 @@ fn hide(repo: &Repo, line: &Line, lower: &[OpenVolume], upper: &OpenVolume) -> R
     let source = chain::open_layers(line.layers(lower, upper), false, repo.memory)?;
     let volume = &line.lowest().volume;
     let own = Layer { device: lower[0].device.clone(), format: volume.format.into(), size: end };
-    let below = line.backing().map(|backing| chain::layers_of(repo, backing)).transpose()?;
+    let below = line.backing().map(|backing| chain::layers_of(repo, volume.id(), backing)).transpose()?;
     let target =
         chain::open_layers([own].into_iter().chain(below.unwrap_or_default()).collect(), true, repo.memory)?;
     for run in source.runs(from, end - from) {

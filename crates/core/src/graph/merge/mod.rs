@@ -191,7 +191,7 @@ fn open(
         layers[0].size = line.lowest().volume.size;
     }
     if let Some(backing) = line.backing() {
-        layers.extend(chain::layers_of(repo, backing)?);
+        layers.extend(chain::layers_of(repo, line.lowest().volume.id(), backing)?);
     }
     let target = chain::open_layers(layers, true, repo.memory)?;
     Ok(Merge {
