@@ -70,7 +70,10 @@ pub fn all() -> impl Iterator<Item = &'static Operation> {
 }
 
 pub fn named(name: &str) -> &'static Operation {
-    all().chain(ROWS).find(|operation| operation.name == name).unwrap_or_else(|| panic!("no operation {name:?}"))
+    all()
+        .chain(ROWS)
+        .find(|operation| operation.name == name)
+        .unwrap_or_else(|| panic!("no operation {name:?}"))
 }
 
 /// A scene in which the operation can run.

@@ -102,8 +102,29 @@ pub const ROWS: &[Row] = &[
     Row {
         pauses: Some(40),
         goes_on: Some(8),
-        ..row("create.look.joined", "add.marker.holder", Storage::Overlays, "create", -1..=0, Fate::Waits, |_| {
-            vec![Deed::Fix, Deed::Same]
-        })
+        ..row(
+            "create.look.joined",
+            "add.marker.holder",
+            Storage::Overlays,
+            "create",
+            -1..=0,
+            Fate::Waits,
+            |_| vec![Deed::Fix, Deed::Same],
+        )
+    },
+    // What the lowest volume was built on has been merged into it, and goes.
+    Row {
+        pauses: Some(370),
+        ..row(
+            "seal.reread",
+            "seal.marker.again",
+            Storage::Overlays,
+            "remove a snapshot and merge up",
+            -3..=1,
+            LOST,
+            |scene| {
+                vec![Deed::Announce(key(scene, 0, "disk")), Deed::Remove(key(scene, 0, "lower")), Deed::Fix]
+            },
+        )
     },
 ];
