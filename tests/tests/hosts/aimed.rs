@@ -199,8 +199,7 @@ fn small_difference() -> Scene {
     let mut scene = begin("create on a snapshot", Storage::Clones);
     prepare(&mut scene, |store, scene| {
         copy(store, scene, "snapshot", "snapshot", None);
-        let mut data = pattern(2);
-        data.copy_from_slice(&pattern(1));
+        let mut data = pattern(1);
         data[..CLUSTER].fill(99);
         rewrite(store, scene, 0, "child", data);
         copy(store, scene, "small", "child", Some("snapshot"));
@@ -485,7 +484,7 @@ fn a_snapshot_that_is_removed_twice() {
                 },
                 &|scene| {
                     let scene = scene.clone();
-                    Box::new(move |_| drop(crash(&scene, 1, after, merge_small, true)))
+                    Box::new(move |_| _ = crash(&scene, 1, after, merge_small, true))
                 },
             ];
             if held(&scene, step, None, works, lose).is_none() {
@@ -533,7 +532,7 @@ fn a_disk_that_is_taken_while_a_snapshot_is_announced() {
                         let Ok(image) = store.open_image("A", scene.id("disk"), true) else { return };
                         open.store(true, Ordering::Relaxed);
                         for cluster in 0..4 {
-                            image.write(cluster * CLUSTER as i64, &[7; CLUSTER]).unwrap();
+                            image.write(cluster * CLUSTER as i64, &vec![7; CLUSTER]).unwrap();
                         }
                         open.store(false, Ordering::Relaxed);
                         image.close().unwrap();
@@ -686,7 +685,7 @@ fn what_was_left_over_and_is_needed_by_now() {
         let fix = listed(store, 0, FixType::Clean, None).unwrap();
         let other = RecordKey::Volume(scene.volume(0, "child"));
         let record = driver.get(other, vdsmstore_core::repository::Read::Fresh).unwrap().unwrap();
-        let record = String::from_utf8(record.bytes.to_vec()).unwrap();
+        let record = String::from_utf8(record.bytes).unwrap();
         let record = record.replace(&scene.volume(0, "child").to_string(), &volume.to_string());
         driver.put(RecordKey::Volume(volume), None, record.as_bytes()).unwrap();
         let _ = judge::fix(store, 0, &fix);
