@@ -1,0 +1,224 @@
+//! Clones, and what is merged below them.
+
+use vdsmstore_core::options::{AutoFix, CopyOptions, CreateOptions, RemoveOptions, Strategy};
+use vdsmstore_core::{FixType, Store};
+use vdsmstore_io::device::sim::hosts::{self};
+
+use super::{Works, begin, held, listed, lose, prepare, repaired, stays};
+use crate::operation::{copy, copy_to_b, remove_later, rewrite};
+use crate::scene::{CLUSTER, Scene, Storage, crash, named, pattern, read};
+use crate::{judge, operations};
+
+/// The fix of a clone completes what it is a clone of, whichever of the two is run first.
+#[test]
+fn a_clone_is_mended_before_what_it_is_a_clone_of() {
+    let mut scene = begin("create on a snapshot of another repository", Storage::Clones);
+    prepare(&mut scene, |store, scene| {
+        let new = CreateOptions { auto_fix: AutoFix::Off, ..named(scene, "new") };
+        store.create_virtual_disk("B", None, Some(scene.id("snapshot")), "{}", &new).unwrap();
+        let fix = listed(store, 1, FixType::Mend, Some(scene.id("new"))).unwrap();
+        judge::fix(store, 1, &fix).unwrap();
+        assert!(read(store, "B", scene.id("new")).unwrap() == pattern(1));
+    });
+}
+
+/// In the second repository a disk that is announced as a clone of `second`, which is built on another
+/// snapshot.
+fn announced_clone() -> Scene {
+    let mut scene = begin("partial copy, then its base", Storage::Clones);
+    prepare(&mut scene, |store, scene| {
+        (operations::named("partial copy, then its base").run)(store, scene).unwrap();
+        scene.expect(1, "clone", pattern(2));
+        let new = CreateOptions { auto_fix: AutoFix::Off, ..named(scene, "clone") };
+        store.create_virtual_disk("B", None, Some(scene.id("second")), "{}", &new).unwrap();
+    });
+    scene
+}
+
+fn make_raw(store: &Store, scene: &Scene) {
+    let second = scene.id("second");
+    let _ = store.set_image_strategy("B", second, Strategy::Performance);
+    if let Some(fix) = listed(store, 1, FixType::Optimize, Some(second)) {
+        let _ = judge::fix(store, 1, &fix);
+    }
+}
+
+/// What it is a clone of has another representation by the time that it is cloned.
+#[test]
+fn a_clone_of_what_is_another_by_now() {
+    let mut scene = announced_clone();
+    prepare(&mut scene, |store, scene| {
+        make_raw(store, scene);
+        let fix = listed(store, 1, FixType::Mend, Some(scene.id("clone"))).unwrap();
+        judge::fix(store, 1, &fix).unwrap();
+        assert!(read(store, "B", scene.id("clone")).unwrap() == pattern(2));
+    });
+}
+
+/// The same between two steps of who clones it.
+#[test]
+fn a_clone_of_what_becomes_another() {
+    let start = announced_clone();
+    for step in 1.. {
+        let scene = start.copy();
+        let what = format!("held at step {step}");
+        let works: Works<'_> = [
+            &|scene| {
+                let scene = scene.clone();
+                Box::new(move |store| {
+                    let fix = listed(store, 1, FixType::Mend, Some(scene.id("clone"))).unwrap();
+                    let _ = judge::fix(store, 1, &fix);
+                })
+            },
+            &|scene| {
+                let scene = scene.clone();
+                Box::new(move |store| make_raw(store, &scene))
+            },
+        ];
+        if held(&scene, step, None, works, stays).is_none() {
+            assert!(step > 30, "{step}");
+            return;
+        }
+        hosts::alone(3, || {
+            let store = repaired(&scene, &what);
+            assert!(read(&store, "B", scene.id("clone")).unwrap() == pattern(2), "{what}: it is wrong");
+            store.close().unwrap();
+        });
+    }
+}
+
+/// In the second repository a snapshot, and on it a disk that differs from it in one cluster.
+fn small_difference() -> Scene {
+    let mut scene = begin("create on a snapshot", Storage::Clones);
+    prepare(&mut scene, |store, scene| {
+        copy(store, scene, "snapshot", "snapshot", None);
+        let mut data = pattern(1);
+        data[..CLUSTER].fill(99);
+        rewrite(store, scene, 0, "child", data);
+        copy(store, scene, "small", "child", Some("snapshot"));
+    });
+    scene
+}
+
+/// What is left of a merge of the snapshot with the disk on it, by a host that dies at each step of that.
+fn broken_merges(start: &Scene) -> Vec<(u64, Scene)> {
+    let mut left = Vec::new();
+    for after in 0.. {
+        let scene = start.copy();
+        let finished = hosts::alone(8, || crash(&scene, 1, after, merge_small, true).finished);
+        if finished {
+            break;
+        }
+        if scene.raw(1).images.get(scene.id("snapshot")).is_some_and(|image| image["state"] == "absorbed") {
+            left.push((after, scene));
+        }
+    }
+    assert!(left.len() > 5, "{}", left.len());
+    left
+}
+
+/// A disk that was announced as a clone of a snapshot which is being merged away holds what that held, or
+/// nothing.
+#[test]
+fn a_clone_of_what_is_being_merged_away() {
+    let mut start = small_difference();
+    prepare(&mut start, |store, scene| {
+        scene.expect(1, "clone", pattern(1));
+        let new = CreateOptions { auto_fix: AutoFix::Off, ..named(scene, "clone") };
+        store.create_virtual_disk("B", None, Some(scene.id("snapshot")), "{}", &new).unwrap();
+    });
+    for (after, scene) in broken_merges(&start) {
+        hosts::alone(3, || {
+            let (store, _) = scene.join("judge");
+            let clone = scene.id("clone");
+            if let Some(fix) = listed(&store, 1, FixType::Mend, Some(clone)) {
+                let _ = judge::fix(&store, 1, &fix);
+            }
+            if let Ok(data) = read(&store, "B", clone) {
+                assert!(data == pattern(1), "cut after {after} steps: it is wrong");
+            }
+            store.close().unwrap();
+        });
+    }
+}
+
+/// While what it is built on is on its way into another volume, a disk is cloned, and that again, and merged:
+/// all of it stays readable.
+#[test]
+fn clones_above_what_is_being_merged_away() {
+    for (after, scene) in broken_merges(&small_difference()) {
+        let what = format!("cut after {after} steps");
+        hosts::alone(3, || {
+            let (store, _) = scene.join("next");
+            let whole = scene.data(1, "small");
+            let plain = CreateOptions::default();
+            let holds = |id: &str, data: &[u8]| {
+                let now = read(&store, "B", id).unwrap_or_else(|error| panic!("{what}: {id}: {error:?}"));
+                assert!(now == *data, "{what}: {id} is wrong");
+            };
+            let snapshot = store.create_snapshot("B", scene.id("small"), "{}", &plain).unwrap().to_string();
+            holds(&snapshot, &whole);
+            let on = store.create_virtual_disk("B", None, Some(&snapshot), "{}", &plain).unwrap().to_string();
+            store.run_tasks();
+            holds(&on, &whole);
+            let copy =
+                store.copy_image("B", scene.id("disk"), Some(&snapshot), "{}", &CopyOptions::default());
+            let copy = copy.unwrap().to_string();
+            store.run_tasks();
+            holds(&copy, &scene.data(0, "disk"));
+            store.remove_image("B", &snapshot, &RemoveOptions::default()).unwrap();
+            store.run_tasks();
+            judge::repair_politely(&store, &what);
+            assert!(judge::check(&store, 1).is_empty(), "{what}: {:?}", judge::check(&store, 1));
+            for (id, data) in [(scene.id("small"), &whole), (&on, &whole), (&copy, &scene.data(0, "disk"))] {
+                holds(id, data);
+            }
+            store.close().unwrap();
+        });
+    }
+}
+
+/// What dies as it merges the snapshot away.
+fn merge_small(store: &Store, scene: &Scene) -> vdsmstore_core::Result<()> {
+    remove_later(store, 1, scene, "snapshot")?;
+    let fix = listed(store, 1, FixType::Merge, None).unwrap();
+    judge::fix(store, 1, &fix)
+}
+
+/// A snapshot that two hosts remove, one of which dies as it merges it away, does not come back with other
+/// bytes.
+#[test]
+fn a_snapshot_that_is_removed_twice() {
+    let start = small_difference();
+    let mut back = 0;
+    for (after, _) in broken_merges(&start).iter().step_by(3) {
+        for step in 1.. {
+            let scene = start.copy();
+            let after = *after;
+            let works: Works<'_> = [
+                &|scene| {
+                    let scene = scene.clone();
+                    Box::new(move |store| drop(remove_later(store, 1, &scene, "snapshot")))
+                },
+                &|scene| {
+                    let scene = scene.clone();
+                    Box::new(move |_| _ = crash(&scene, 1, after, merge_small, true))
+                },
+            ];
+            if held(&scene, step, None, works, lose).is_none() {
+                assert!(step > 5, "{step}");
+                break;
+            }
+            hosts::alone(3, || {
+                let (store, _) = scene.join("third");
+                let _ = copy_to_b(&store, &scene, "snapshot", None, "snapshot");
+                if let Ok(data) = read(&store, "B", scene.id("snapshot")) {
+                    back += 1;
+                    assert!(data == pattern(1), "held at step {step}, cut after {after} steps: it is wrong");
+                }
+                store.close().unwrap();
+            });
+        }
+    }
+    println!("it came back in {back} schedules");
+}
