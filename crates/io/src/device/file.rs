@@ -116,11 +116,12 @@ impl FileDevice {
         if asked.stx_mask & StatxFlags::DIOALIGN.bits() == 0 {
             return None;
         }
-        let alignment = u64::from(asked.stx_dio_offset_align);
-        // 0: this file takes none. Memory is aligned to pages.
-        if alignment == 0 || !(1..=4096).contains(&asked.stx_dio_mem_align) {
+        // Memory is aligned to pages, and parts of it as offsets are. 0: this file takes no direct requests.
+        let (memory, offset) = (asked.stx_dio_mem_align, asked.stx_dio_offset_align);
+        if memory == 0 || memory > 4096 || offset == 0 {
             return None;
         }
+        let alignment = u64::from(offset.max(memory));
         let again = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         let mut options = OpenOptions::new();
         options.read(true).write(self.writable).custom_flags(libc::O_DIRECT | libc::O_NONBLOCK);

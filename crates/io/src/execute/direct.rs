@@ -101,9 +101,9 @@ pub(super) fn run(
     let mut requests = Requests { moves, done: 0, size: LARGE };
     let mut run = Transfer::new(queue, &share.sizes(), source, base, sink, control, totals);
     let outcome = run.all(&mut || Ok(requests.next().map(|step| (step, requests.rest()))));
-    let left = run.end()?;
+    let left = run.end();
     outcome?;
-    Ok(Some(left))
+    left.map(Some)
 }
 
 /// Finds the first difference in what `next` hands out, as far as that suits; returns what is left. Offsets of differences are

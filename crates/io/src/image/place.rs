@@ -6,8 +6,10 @@ use super::{Content, Image};
 use crate::format::qcow2::Placed;
 use crate::{Device, Result};
 
-/// Space is reserved so far ahead of writing.
+/// Space is reserved so far ahead of writing in a qcow2 file.
 const AHEAD: u64 = 32 << 20;
+/// The same in a raw one, where it is known what comes.
+const AHEAD_RAW: u64 = 1 << 30;
 
 /// Where bytes of the disk are to be written on the device of the top layer.
 #[derive(Debug)]
@@ -73,12 +75,13 @@ impl<'a> Placing<'a> {
         Ok(())
     }
 
-    /// Says that this range will be placed soon, in part at least: space for it is reserved ahead, where places are known
-    /// beforehand.
-    pub fn expect(&mut self, offset: u64, end: u64) -> Result<()> {
+    /// Says that this range will be placed soon, in part at least, and so many bytes after it: space is reserved, where places
+    /// are known beforehand.
+    pub fn expect(&mut self, offset: u64, length: u64, follows: u64) -> Result<()> {
         let top = self.image.check_write(offset, 0)?;
-        let end = end.min(self.image.size());
+        let end = (offset + length).min(self.image.size());
         if matches!(top.content, Content::Raw) && end > self.reserved {
+            let end = end.saturating_add(follows.min(AHEAD_RAW)).min(self.image.size());
             self.reserve(&*top.device, offset.max(self.reserved), end);
         }
         Ok(())

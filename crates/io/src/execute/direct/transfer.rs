@@ -268,7 +268,7 @@ impl<'a> Transfer<'a> {
         if let Sink::Target(placing) = &mut self.sink
             && !compares
         {
-            placing.expect(offset, offset + length + follows)?;
+            placing.expect(offset, length, follows)?;
         }
         let Some(owner) = self.slots_for(length).pop() else { return Ok(()) };
         let base = if compares { self.slots_for(length).pop() } else { None };

@@ -54,7 +54,7 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: it was allocated with this layout, and the requests have ended: `Queue` drops what does them first.
+        // SAFETY: it was allocated with this layout; `Queue` drops it when all requests have ended.
         unsafe { dealloc(self.start.as_ptr(), self.layout) }
     }
 }

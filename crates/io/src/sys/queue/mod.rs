@@ -7,6 +7,7 @@ mod threads;
 use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 
@@ -65,9 +66,9 @@ pub(crate) enum Kind {
 /// A queue of requests, and slots of memory that they read and write. When it is dropped, it waits for what is under way.
 #[derive(Debug)]
 pub(crate) struct Queue<'a> {
-    /// Before the memory: it ends all requests when it is dropped.
     means: Means,
-    memory: Memory,
+    /// Given back when all requests have ended.
+    memory: ManuallyDrop<Memory>,
     /// Where each slot is in it.
     slots: Vec<Range<usize>>,
     /// Requests under way, by slot.
@@ -92,6 +93,7 @@ impl<'a> Queue<'a> {
             Some(ring) => Means::Ring(Box::new(ring)),
             None => Means::Threads(Threads::new()?),
         };
+        let memory = ManuallyDrop::new(memory);
         Ok(Queue { means, memory, slots, busy: vec![0; sizes.len()], under_way: 0, files: PhantomData })
     }
 
@@ -159,5 +161,18 @@ impl<'a> Queue<'a> {
             *busy = busy.saturating_sub(1);
         }
         Ok(Some(done))
+    }
+}
+
+impl Drop for Queue<'_> {
+    fn drop(&mut self) {
+        while self.under_way > 0 {
+            if self.wait(|_| usize::MAX).is_err() {
+                // It was never seen; memory that might still be written is not given back.
+                return;
+            }
+        }
+        // SAFETY: this is the only place that drops it, and nothing is under way in it.
+        unsafe { ManuallyDrop::drop(&mut self.memory) };
     }
 }

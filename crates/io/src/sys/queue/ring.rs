@@ -14,13 +14,12 @@ pub(super) struct Ring {
     registered: bool,
     /// Put into the submission queue, and not yet handed over.
     waiting: usize,
-    under_way: usize,
     ended: VecDeque<Done>,
 }
 
 impl std::fmt::Debug for Ring {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ring").field("under_way", &self.under_way).finish_non_exhaustive()
+        f.debug_struct("Ring").field("registered", &self.registered).finish_non_exhaustive()
     }
 }
 
@@ -28,10 +27,10 @@ impl Ring {
     pub fn new(depth: u32, memory: &Memory) -> io::Result<Ring> {
         let queues = IoUring::new(depth)?;
         let buffer = libc::iovec { iov_base: memory.at(0).cast(), iov_len: memory.len() };
-        // SAFETY: the memory stays until `Queue` has dropped this ring. Should the limit of locked memory forbid it, requests go
+        // SAFETY: the memory stays for as long as any request is under way in it. Should the limit of locked memory forbid it, requests go
         // without.
         let registered = unsafe { queues.submitter().register_buffers(&[buffer]) }.is_ok();
-        Ok(Ring { queues, registered, waiting: 0, under_way: 0, ended: VecDeque::new() })
+        Ok(Ring { queues, registered, waiting: 0, ended: VecDeque::new() })
     }
 
     fn entry(&self, request: &Request) -> squeue::Entry {
@@ -53,7 +52,6 @@ impl Ring {
             // as long as the queue is there.
             if unsafe { self.queues.submission().push(&entry) }.is_ok() {
                 self.waiting += 1;
-                self.under_way += 1;
                 return Ok(());
             }
             self.submit()?;
@@ -82,7 +80,6 @@ impl Ring {
     pub fn wait(&mut self) -> io::Result<Done> {
         loop {
             if let Some(done) = self.ended.pop_front() {
-                self.under_way -= 1;
                 return Ok(done);
             }
             self.collect();
@@ -100,16 +97,4 @@ impl Ring {
 /// Interrupted, or short of something that what is under way will give back.
 fn is_passing(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN))
-}
-
-impl Drop for Ring {
-    fn drop(&mut self) {
-        // The kernel writes into the memory until the last request has ended.
-        while self.under_way > 0 {
-            if self.wait().is_err() {
-                // Never seen; memory that might still be written must not be given back.
-                std::process::abort();
-            }
-        }
-    }
 }
