@@ -143,10 +143,10 @@ fn changed(file: &Path) -> Result<(i64, i64)> {
     Ok((metadata.mtime(), metadata.mtime_nsec()))
 }
 
-/// Bytes that a process has handed to write calls, by the kernel's count; also of one that is dead and not waited for.
+/// Bytes that a process had written to storage, by the kernel's count; also of one that is dead and not waited for.
 fn transferred(process: u32) -> Result<u64> {
     let text = fs::read_to_string(format!("/proc/{process}/io"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("wchar: ")).ok_or("no wchar")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("write_bytes: ")).ok_or("no write_bytes")?;
     Ok(line.parse()?)
 }
 

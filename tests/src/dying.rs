@@ -23,7 +23,7 @@ use vdsmstore_core::options::{
 };
 use vdsmstore_core::{Error, Result, Store};
 
-use crate::{at, bytes_written, store};
+use crate::{Written, at, store};
 
 const WORK: &str = "VDSMSTORE_KILLS_HOST";
 /// Before the words that are for the parent: the test runner speaks on the same pipe.
@@ -234,7 +234,7 @@ pub fn live() {
     }
     let reporter = store.clone();
     thread::spawn(move || report(&reporter));
-    let wrote = bytes_written();
+    let wrote = Written::now();
     say("ready", 0);
     // Several begin at once.
     let go = job["go"].as_str();
@@ -250,7 +250,7 @@ pub fn live() {
             say("failed", told(&error));
         }
     }
-    say("finished", bytes_written() - wrote);
+    say("finished", wrote.since());
     // Nobody's child is nobody's to kill.
     while parent_id() != 1 {
         thread::sleep(Duration::from_millis(100));

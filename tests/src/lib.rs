@@ -112,9 +112,29 @@ fn qemu_compare(store: &Store, repo: &str, image: &str, file: &Path, leaks: bool
     });
 }
 
-/// Bytes that a call made this process write, by the kernel's count.
-pub fn bytes_written() -> u64 {
-    let text = std::fs::read_to_string("/proc/self/io").expect("/proc/self/io");
-    let line = text.lines().find_map(|line| line.strip_prefix("wchar: ")).expect("wchar");
-    line.parse().expect("a number")
+/// What this process had written at some moment, by the kernel's counts.
+#[derive(Clone, Copy, Debug)]
+pub struct Written {
+    /// By calls. It lacks what io_uring writes.
+    called: u64,
+    /// To storage. It lacks what stays in memory.
+    stored: u64,
+}
+
+impl Written {
+    /// Until now.
+    pub fn now() -> Written {
+        let text = std::fs::read_to_string("/proc/self/io").expect("/proc/self/io");
+        let count = |name: &str| -> u64 {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("a count");
+            line.trim().parse().expect("a number")
+        };
+        Written { called: count("wchar:"), stored: count("write_bytes:") }
+    }
+
+    /// Bytes since then, by the count that has more of them.
+    pub fn since(self) -> u64 {
+        let now = Written::now();
+        (now.called - self.called).max(now.stored - self.stored)
+    }
 }

@@ -16,7 +16,7 @@ use std::path::Path;
 
 use vdsmstore_core::options::{CopyOptions, CreateOptions};
 use vdsmstore_core::{Image, Store};
-use vdsmstore_tests::{bytes_written, new_repo, qemu_equal, settle, store, write};
+use vdsmstore_tests::{Written, new_repo, qemu_equal, settle, store, write};
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 256 * MIB;
@@ -57,13 +57,13 @@ fn flow(root: &Path) {
             std::fs::copy(model(night - 1), model(night)).unwrap();
         }
         let changed = write(&store, "A", &image, |open| day(open, &model(night), night));
-        let before = bytes_written();
+        let before = Written::now();
         let copy = store
             .copy_image("B", &image, copies.last().map(String::as_str), "{}", &CopyOptions::default())
             .unwrap()
             .to_string();
         settle(&store, "B", &copy);
-        let written = bytes_written() - before;
+        let written = before.since();
         println!("night {night}: changed {changed}, wrote {written}");
         if night > 0 {
             assert!(written <= changed + OVERHEAD, "night {night}: wrote {written}, changed {changed}");

@@ -19,7 +19,7 @@ use vdsmstore_core::options::{
 };
 use vdsmstore_core::{FixType, Status, Store};
 use vdsmstore_tests::mounts::{Mounted, can_mount};
-use vdsmstore_tests::{bytes_written, new_repo, qemu_equal, run, settle, store, write};
+use vdsmstore_tests::{Written, new_repo, qemu_equal, run, settle, store, write};
 
 const MIB: i64 = 1 << 20;
 const SIZE: i64 = 96 * MIB + 1536;
@@ -50,9 +50,9 @@ impl Place {
 
     /// Does it, and notes what was written, and what of the file system's space is taken now.
     fn job<T>(&mut self, name: &str, data: u64, work: impl FnOnce(&Store) -> T) -> T {
-        let before = bytes_written();
+        let before = Written::now();
         let result = work(&self.store);
-        self.table.push((name.to_owned(), data, bytes_written() - before));
+        self.table.push((name.to_owned(), data, before.since()));
         result
     }
 
@@ -107,9 +107,9 @@ impl Place {
         let off = RemoveOptions { auto_fix: AutoFix::Off, ..RemoveOptions::default() };
         self.store.remove_image("B", &copy, &off).unwrap();
         assert_eq!(self.store.get_image_info("B", &top).unwrap().depth, 2);
-        let before = bytes_written();
+        let before = Written::now();
         self.fixes("B", FixType::Merge);
-        self.table.push((name.to_owned(), moved, bytes_written() - before));
+        self.table.push((name.to_owned(), moved, before.since()));
         assert_eq!(self.store.get_image_info("B", &top).unwrap().depth, 1, "{name}");
         self.holds("B", &top, "merged");
         for (repo, id) in [("A", &base), ("B", &top)] {

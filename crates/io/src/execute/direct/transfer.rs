@@ -84,6 +84,8 @@ pub(super) struct Transfer<'a> {
     /// By token.
     pending: Vec<Option<Pending>>,
     tokens: Vec<usize>,
+    /// Requests under way.
+    under_way: usize,
     left: Vec<Move>,
     /// Requests that the queue did not take.
     refused: Vec<Done>,
@@ -118,6 +120,7 @@ impl<'a> Transfer<'a> {
             ahead: None,
             pending: Vec::new(),
             tokens: Vec::new(),
+            under_way: 0,
             left: Vec::new(),
             refused: Vec::new(),
             cold: 0,
@@ -161,7 +164,22 @@ impl<'a> Transfer<'a> {
     /// Waits for what is under way, gives up what was reserved, and returns what is left, in order.
     pub fn end(mut self) -> Result<Vec<Move>> {
         self.stopping = true;
-        while self.wait()? {}
+        let mut outcome = Ok(());
+        // What was placed must be finished, whatever else goes wrong.
+        loop {
+            let before = self.under_way;
+            match self.wait() {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    outcome = outcome.and(Err(error));
+                    if self.under_way == before {
+                        break;
+                    }
+                }
+            }
+        }
+        outcome?;
         if let Sink::Target(placing) = self.sink {
             placing.end()?;
         }
@@ -200,6 +218,7 @@ impl<'a> Transfer<'a> {
         let index = done.token as usize;
         let Some(request) = self.pending.get_mut(index).and_then(Option::take) else { return Ok(()) };
         self.tokens.push(index);
+        self.under_way -= 1;
         let whole = matches!(done.moved, Ok(moved) if moved == request.length);
         let owner = request.owner;
         let Some(work) = self.works.get_mut(owner).and_then(Option::as_mut) else { return Ok(()) };
@@ -286,15 +305,20 @@ impl<'a> Transfer<'a> {
 
     /// Starts to read a slot.
     fn load(&mut self, owner: usize, slot: usize, parts: &[Part<'a>], length: u64) {
-        if let Some(bytes) = self.queue.bytes_mut(slot) {
-            // What no part covers reads as zeroes.
-            let mut at = 0;
-            for part in parts {
-                bytes[at..part.within].fill(0);
-                at = part.within + part.length;
+        let Some(bytes) = self.queue.bytes_mut(slot) else {
+            // It was free.
+            if let Some(work) = &mut self.works[owner] {
+                work.failed = true;
             }
-            bytes[at..length as usize].fill(0);
+            return;
+        };
+        // What no part covers reads as zeroes.
+        let mut at = 0;
+        for part in parts {
+            bytes[at..part.within].fill(0);
+            at = part.within + part.length;
         }
+        bytes[at..length as usize].fill(0);
         for part in parts {
             if self.is_cached(slot, part) {
                 continue;
@@ -321,6 +345,7 @@ impl<'a> Transfer<'a> {
         let (owner, slot) = (request.owner, request.slot);
         let started = self.queue.start(way, &direct.file, offset, slot, range, token as u64);
         self.pending[token] = Some(request);
+        self.under_way += 1;
         if let Some(work) = &mut self.works[owner] {
             work.pending += 1;
         }
