@@ -95,13 +95,17 @@ fn repair_once(device: &dyn Device, what: Repair) -> Result<(Report, Report)> {
 }
 
 impl Checker<'_> {
-    /// Sets refcounts to the number of references, each block in its place.
+    /// Sets refcounts to the number of references, each block in its place. A block that shares it with anything else is left
+    /// alone: counts are not worth a table or data.
     fn set_refcounts(&self, raise: bool, lower: bool) -> Result<()> {
         let device = self.source.device();
         for (wanted, is_raise) in [(raise, true), (lower, false)] {
             let mut changed = false;
             for (number, _) in self.refcounts.entries.iter().enumerate().filter(|_| wanted) {
                 let Block::Present(offset, _) = self.refcounts.block(number as u64) else { continue };
+                if !self.is_safe(*offset, self.header.cluster_size()) {
+                    continue;
+                }
                 changed |= self.set_block(number as u64, *offset, is_raise)?;
             }
             if changed {
