@@ -221,6 +221,7 @@ fn compressed_clusters_are_read_in_another_way() {
     {
         let (from, into) = (open(&at("raw"), Format::Raw, false), open(&packed, Format::Qcow2, true));
         compress(&from, &into, 0, 16 * MIB, &control).unwrap();
+        forget(&at("raw"));
         let known = Target { backed: false, known_zero: true };
         let plan = plan::copy(&from, None, known, 16 * MIB, SIZE - 16 * MIB).unwrap();
         assert!(execute(&plan, &from, None, &into, &control).unwrap().direct > 8 * MIB - 1);

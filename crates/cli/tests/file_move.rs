@@ -208,6 +208,9 @@ fn each_means_gives_the_same_and_is_explained() {
         .unwrap();
     for format in ["raw", "qcow2"] {
         for means in ["any", "threads", "cached"] {
+            // What is in the page cache would be done through it.
+            assert_eq!(tool(&place, "sync", &["from"]), 0);
+            assert_eq!(tool(&place, "dd", &["if=from", "iflag=nocache", "count=0", "status=none"]), 0);
             let line = format!("file convert --explain -f raw -O {format} from to");
             let mut command = place.command(&line.split(' ').collect::<Vec<_>>());
             let output = command.env("VDSMSTORE_IO", means).output().unwrap();

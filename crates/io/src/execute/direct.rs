@@ -11,7 +11,7 @@ use super::{Control, Requests, Totals};
 use crate::map::Holes;
 use crate::plan::{Action, Move};
 use crate::sys::queue::{Kind, Queue};
-use crate::{Image, Result, RunKind};
+use crate::{Image, Result, RunKind, sys};
 use transfer::{Next, Part, Sink, Transfer};
 
 /// The largest request, and a slot of memory for it.
@@ -30,6 +30,9 @@ const LEAST_SLOTS: usize = 2;
 const DEPTH: u32 = 128;
 /// More pieces in one slot, and it is read through the cache: each piece is a request.
 const MAX_PARTS: usize = 64;
+/// Pieces of a plan of which it is asked whether they are in the page cache, about, and how long they are at most.
+const PROBES: usize = 16;
+const PROBE: u64 = 256 << 10;
 /// Less is not worth setting it up.
 const WORTHWHILE: u64 = 4 << 20;
 
@@ -79,6 +82,22 @@ fn is_direct(image: &Image) -> bool {
     (0..).map_while(|layer| image.device(layer)).any(|device| device.direct().is_some())
 }
 
+/// Whether the page cache has most of what is to be read, as far as a few pieces tell: then it takes the writes as well.
+fn is_mostly_cached(moves: &[Move], source: &Image) -> Result<bool> {
+    let every = moves.len().div_ceil(PROBES);
+    let (mut asked, mut cached) = (0, 0);
+    for step in moves.iter().step_by(every.max(1)).filter(|step| step.action != Action::Zero) {
+        // Somewhere in the middle of a long one.
+        let at = step.offset + step.length / 2;
+        let run = source.run(at, (step.offset + step.length - at).min(PROBE))?;
+        let RunKind::Data { layer, device_offset, .. } = run.kind else { continue };
+        let Some(file) = source.device(layer).and_then(|device| device.as_file()) else { continue };
+        asked += 1;
+        cached += usize::from(sys::is_cached(file, device_offset..device_offset + run.length));
+    }
+    Ok(cached * 2 > asked)
+}
+
 /// Carries out those moves that suit, and returns the others. Progress is told of what was done here.
 pub(super) fn run(
     moves: &[Move],
@@ -94,6 +113,9 @@ pub(super) fn run(
         .fold(0u64, |sum, step| sum.saturating_add(step.length));
     let suits = || target.device(0).is_some_and(|device| device.direct().is_some()) && is_direct(source);
     let Some(kind) = kind().filter(|_| bytes >= WORTHWHILE && suits()) else { return Ok(None) };
+    if is_mostly_cached(moves, source)? {
+        return Ok(None);
+    }
     let share = Share::take();
     // Without a queue there are the threads.
     let Ok(queue) = Queue::new(kind, &share.sizes(), DEPTH) else { return Ok(None) };
