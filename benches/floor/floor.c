@@ -120,16 +120,12 @@ static void compare(void)
     }
 }
 
-static void copy(void)
+/* Reads all data, and writes what is not zero to where `place` says. What is zero is given to `empty`. */
+static void move(uint64_t (*place)(uint64_t offset, unsigned length), void (*empty)(uint64_t offset, unsigned length))
 {
     uint64_t offset, offsets[SLOTS];
     unsigned length, lengths[SLOTS], free_slot[SLOTS], free_count = SLOTS;
     for (unsigned slot = 0; slot < SLOTS; slot++) free_slot[slot] = slot;
-    if (ftruncate(other, size)) fail("ftruncate");
-    for (off_t data = 0, hole; (data = lseek(source, data, SEEK_DATA)) >= 0; data = hole) {
-        hole = lseek(source, data, SEEK_HOLE);
-        if (fallocate(other, 0, data, hole - data)) fail("fallocate");
-    }
     for (;;) {
         while (free_count && (length = next(&offset))) {
             unsigned slot = free_slot[--free_count];
@@ -139,13 +135,29 @@ static void copy(void)
         if (!under_way) break;
         unsigned done = ended(), slot = done >> 1;
         if (!(done & 1) && !is_zero(memory + (size_t)slot * SLOT, lengths[slot])) {
-            start(1, other, offsets[slot], slot, lengths[slot]);
+            start(1, other, place(offsets[slot], lengths[slot]), slot, lengths[slot]);
             continue;
         }
-        if (!(done & 1) && fallocate(other, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offsets[slot], lengths[slot]))
-            fail("fallocate");
+        if (!(done & 1)) empty(offsets[slot], lengths[slot]);
         free_slot[free_count++] = slot;
     }
+}
+
+static uint64_t same_place(uint64_t offset, unsigned length) { (void)length; return offset; }
+
+static void punch(uint64_t offset, unsigned length)
+{
+    if (fallocate(other, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)) fail("fallocate");
+}
+
+static void copy(void)
+{
+    if (ftruncate(other, size)) fail("ftruncate");
+    for (off_t data = 0, hole; (data = lseek(source, data, SEEK_DATA)) >= 0; data = hole) {
+        hole = lseek(source, data, SEEK_HOLE);
+        if (fallocate(other, 0, data, hole - data)) fail("fallocate");
+    }
+    move(same_place, punch);
     if (fdatasync(other)) fail("fdatasync");
 }
 
@@ -154,32 +166,27 @@ static void put(uint64_t offset, void *bytes, size_t length)
     if (pwrite(other, bytes, length, offset) != (ssize_t)length) fail("pwrite");
 }
 
+static uint64_t *l2, used = 1;
+
+static uint64_t next_clusters(uint64_t offset, unsigned length)
+{
+    uint64_t place = used * CLUSTER;
+    for (unsigned part = 0; part < (length + CLUSTER - 1) / CLUSTER; part++)
+        l2[offset / CLUSTER + part] = htobe64(used++ * CLUSTER | 1ULL << 63);
+    return place;
+}
+
+static void leave(uint64_t offset, unsigned length) { (void)offset, (void)length; }
+
 static void qcow2(void)
 {
-    uint64_t clusters = (size + CLUSTER - 1) / CLUSTER, tables = (clusters + 8191) / 8192, used = 1, offset, taken = 0;
-    uint64_t *l2 = aligned_alloc(4096, tables * CLUSTER), offsets[SLOTS];
-    unsigned length, lengths[SLOTS], free_slot[SLOTS], free_count = SLOTS;
+    uint64_t clusters = (size + CLUSTER - 1) / CLUSTER, tables = (clusters + 8191) / 8192, taken = 0;
+    l2 = aligned_alloc(4096, tables * CLUSTER);
     memset(l2, 0, tables * CLUSTER);
-    for (unsigned slot = 0; slot < SLOTS; slot++) free_slot[slot] = slot;
     for (off_t data = 0, hole; (data = lseek(source, data, SEEK_DATA)) >= 0; data = hole)
         hole = lseek(source, data, SEEK_HOLE), taken += hole - data + CLUSTER;
     if (fallocate(other, 0, 0, taken + (64 << 20))) fail("fallocate");
-    for (;;) {
-        while (free_count && (length = next(&offset))) {
-            unsigned slot = free_slot[--free_count];
-            offsets[slot] = offset, lengths[slot] = length;
-            start(0, source, offset, slot, length);
-        }
-        if (!under_way) break;
-        unsigned done = ended(), slot = done >> 1;
-        if (!(done & 1) && !is_zero(memory + (size_t)slot * SLOT, lengths[slot])) {
-            start(1, other, used * CLUSTER, slot, lengths[slot]);
-            for (unsigned part = 0; part < (lengths[slot] + CLUSTER - 1) / CLUSTER; part++)
-                l2[offsets[slot] / CLUSTER + part] = htobe64(used++ * CLUSTER | 1ULL << 63);
-            continue;
-        }
-        free_slot[free_count++] = slot;
-    }
+    move(next_clusters, leave);
     uint64_t l2_at = used, l1_at = used + tables, table_at = l1_at + 1, blocks = (table_at + 64) / 32768 + 1;
     uint64_t end = table_at + 1 + blocks;
     uint64_t *l1 = aligned_alloc(4096, CLUSTER), *table = aligned_alloc(4096, CLUSTER);

@@ -27,6 +27,8 @@ use vdsmstore_tests::{new_repo, qemu_equal, run, scratch, settle, store, write};
 const MIB: u64 = 1 << 20;
 /// Not a multiple of a block: the end is left to others.
 const SIZE: u64 = 40 * MIB + 1536;
+/// Of a qcow2 file.
+const NEW: NewFile = NewFile { size: SIZE, backing: None, preallocate_metadata: false };
 /// Bytes that are not zero.
 const DATA: u64 = 20 * MIB + 1536;
 
@@ -69,8 +71,7 @@ fn empty(path: &Path, format: Format) {
     match format {
         Format::Raw => device.file().set_len(SIZE).unwrap(),
         Format::Qcow2 => {
-            let options = NewFile { size: SIZE, backing: None, preallocate_metadata: false };
-            qcow2::create(&device, &options).unwrap();
+            qcow2::create(&device, &NEW).unwrap();
         }
     }
 }
@@ -176,8 +177,7 @@ fn each_pair_of_devices_has_its_means() {
             run("dd", &["if=/dev/urandom", &of, "bs=1M", "count=40", "conv=fsync"]);
             if format == Format::Qcow2 {
                 let device = FileDevice::open(&target, true).unwrap();
-                let options = NewFile { size: SIZE, backing: None, preallocate_metadata: false };
-                qcow2::create(&device, &options).unwrap();
+                qcow2::create(&device, &NEW).unwrap();
             }
         } else {
             empty(&target, format);
@@ -215,9 +215,8 @@ fn compressed_clusters_are_read_in_another_way() {
     // Half of it compressed, half of it plain.
     let (packed, flat) = (at("packed"), at("flat"));
     let device = FileDevice::create_new(&packed).unwrap();
-    let options = NewFile { size: SIZE, backing: None, preallocate_metadata: false };
     let layout = qcow2::Layout { compression: qcow2::Compression::Zstd, ..qcow2::Layout::default() };
-    qcow2::create_with(&device, &options, &layout).unwrap();
+    qcow2::create_with(&device, &NEW, &layout).unwrap();
     {
         let (from, into) = (open(&at("raw"), Format::Raw, false), open(&packed, Format::Qcow2, true));
         compress(&from, &into, 0, 16 * MIB, &control).unwrap();

@@ -1,26 +1,30 @@
 //! The operations on images that exist: what goes, moves, is merged, is lost.
 
+use vdsmstore_core::Store;
 use vdsmstore_core::options::{AutoFix, CopyOptions, CreateOptions, Strategy};
 
 use crate::operation::{
     ALL, COPIES, DOUBTS, OVERLAYS, Operation, chain, chain_too, copy, copy_to_b, disk, family, line, remove,
     remove_later, remove_line, repair,
 };
-use crate::scene::{Want, dot, named_copy, off, pattern};
+use crate::scene::{Scene, Want, dot, named_copy, off, pattern};
+
+/// A copy that has begun, and then its host died.
+fn announced_copy(store: &Store, scene: &mut Scene) {
+    family(store, scene);
+    scene.expect(1, "new", pattern(2));
+    scene.interrupted(
+        1,
+        |store, scene| copy_to_b(store, scene, "child", None, "new"),
+        |scene| scene.raw(1).progress.contains_key(scene.id("new")),
+    );
+}
 
 pub const OPERATIONS: &[Operation] = &[
     Operation {
         name: "remove an announced copy",
         storages: COPIES,
-        setup: |store, scene| {
-            family(store, scene);
-            scene.expect(1, "new", pattern(2));
-            scene.interrupted(
-                1,
-                |store, scene| copy_to_b(store, scene, "child", None, "new"),
-                |scene| scene.raw(1).progress.contains_key(scene.id("new")),
-            );
-        },
+        setup: announced_copy,
         run: |store, scene| remove(store, 1, scene, "new"),
         removes: &[(1, "new")],
     },
@@ -236,13 +240,7 @@ pub const OPERATIONS: &[Operation] = &[
         name: "doom the volume of an announced copy that came to want it",
         storages: COPIES,
         setup: |store, scene| {
-            family(store, scene);
-            scene.expect(1, "new", pattern(2));
-            scene.interrupted(
-                1,
-                |store, scene| copy_to_b(store, scene, "child", None, "new"),
-                |scene| scene.raw(1).progress.contains_key(scene.id("new")),
-            );
+            announced_copy(store, scene);
             scene.doom(1, "new");
         },
         run: |store, _| repair(store, "B"),

@@ -34,6 +34,15 @@ fn copy_slowly(store: &Store, scene: &Scene) -> vdsmstore_core::Result<()> {
     Ok(())
 }
 
+/// What is left of the copy is completed, by another host; it holds what it is to hold.
+fn is_completed(scene: &Scene, what: &str) {
+    let (store, _) = scene.join("judge");
+    let model = judge::model(scene, &[(operations::named("copy a disk"), false)]);
+    judge::recover(scene, &store, &model, what);
+    judge::look(scene, &store, &model, true, what);
+    store.close().unwrap();
+}
+
 /// Whoever takes over a copy dies at any step, and another one takes over from it.
 #[test]
 fn a_copy_that_is_taken_over_twice() {
@@ -65,13 +74,7 @@ fn a_copy_that_is_taken_over_twice() {
                 assert!(after > 15, "{after}");
                 break;
             }
-            hosts::alone(3, || {
-                let (store, _) = scene.join("judge");
-                let model = judge::model(&scene, &[(operations::named("copy a disk"), false)]);
-                judge::recover(&scene, &store, &model, &what);
-                judge::look(&scene, &store, &model, true, &what);
-                store.close().unwrap();
-            });
+            hosts::alone(3, || is_completed(&scene, &what));
         }
     }
 }
@@ -143,13 +146,7 @@ fn a_watermark_that_comes_late() {
         hosts::run(6, works, Box::new(decide));
         arrived += u32::from(said(&scene) > 0);
         let what = format!("cut after {after} steps");
-        hosts::alone(3, || {
-            let (store, _) = scene.join("judge");
-            let model = judge::model(&scene, &[(operations::named("copy a disk"), false)]);
-            judge::recover(&scene, &store, &model, &what);
-            judge::look(&scene, &store, &model, true, &what);
-            store.close().unwrap();
-        });
+        hosts::alone(3, || is_completed(&scene, &what));
     }
     println!("late in {arrived} schedules, at step {late}");
     assert!(arrived > 10, "{arrived}");
