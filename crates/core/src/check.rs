@@ -198,7 +198,7 @@ impl<V: View> Judge<'_, V> {
         }
         let fetch = || -> Result<Option<Action>> {
             let there = image.kind == Kind::Snapshot
-                && !self.is_kept_from_deletion(image.volume)?
+                && !self.is_kept(image.volume, self.view.volume_state(image.volume)?)?
                 && elsewhere(self.repos, self.repo, id)?.is_some();
             Ok(there.then_some(Action::Mend(id)))
         };
@@ -272,22 +272,22 @@ impl<V: View> Judge<'_, V> {
     }
 
     fn volume(&self, id: VolumeId) -> Result<Option<Action>> {
-        let wrong = match self.view.has_volume(id) {
-            Ok(true) => self.view.is_held(id).and_then(|held| Ok(!held || self.is_kept_from_deletion(id)?)),
-            other => other,
+        let wrong = || -> Result<bool> {
+            let state = self.view.volume_state(id)?;
+            Ok(state.is_some() && (!self.view.is_held(id)? || self.is_kept(id, state)?))
         };
-        Ok(unless_bad(wrong, false)?.then_some(Action::CleanVolume(id)))
+        Ok(unless_bad(wrong(), false)?.then_some(Action::CleanVolume(id)))
     }
 
     /// Whether a volume that somebody points at was about to be deleted, and is there: the same fix keeps it.
-    fn is_kept_from_deletion(&self, id: VolumeId) -> Result<bool> {
-        Ok(self.view.is_doomed(id)? && self.view.object(id)?)
+    fn is_kept(&self, id: VolumeId, state: Option<VolumeState>) -> Result<bool> {
+        Ok(state == Some(VolumeState::Doomed) && self.view.object(id)?)
     }
 
     fn object(&self, id: VolumeId) -> Result<Option<Action>> {
         // An image that points at it has lost the record only: these are its bytes.
         let garbage = || -> Result<bool> {
-            Ok(!self.view.is_held(id)? && self.view.object(id)? && !self.view.has_volume(id)?)
+            Ok(!self.view.is_held(id)? && self.view.object(id)? && self.view.volume_state(id)?.is_none())
         };
         Ok(unless_bad(garbage(), false)?.then_some(Action::CleanObject(id)))
     }

@@ -67,14 +67,9 @@ pub(crate) trait View {
     /// Whether the data object exists.
     fn object(&self, id: VolumeId) -> Result<bool>;
 
-    /// Whether the volume has a record.
-    fn has_volume(&self, id: VolumeId) -> Result<bool> {
-        Ok(self.volume(id)?.is_some())
-    }
-
-    /// Whether the volume is about to be deleted.
-    fn is_doomed(&self, id: VolumeId) -> Result<bool> {
-        Ok(self.volume(id)?.is_some_and(|volume| volume.state == VolumeState::Doomed))
+    /// The state of the volume, if it has a record.
+    fn volume_state(&self, id: VolumeId) -> Result<Option<VolumeState>> {
+        Ok(self.volume(id)?.map(|volume| volume.state))
     }
 
     /// Whether the image points at the volume.
@@ -296,14 +291,9 @@ impl View for Everything {
 
     // The same as by default, without a copy of the record.
 
-    fn has_volume(&self, id: VolumeId) -> Result<bool> {
+    fn volume_state(&self, id: VolumeId) -> Result<Option<VolumeState>> {
         self.ensure_read(id.0)?;
-        Ok(self.volumes.contains_key(&id))
-    }
-
-    fn is_doomed(&self, id: VolumeId) -> Result<bool> {
-        self.ensure_read(id.0)?;
-        Ok(self.volumes.get(&id).is_some_and(|volume| volume.state == VolumeState::Doomed))
+        Ok(self.volumes.get(&id).map(|volume| volume.state))
     }
 
     fn holds(&self, image: ImageId, volume: VolumeId) -> Result<bool> {
