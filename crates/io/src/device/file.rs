@@ -314,6 +314,8 @@ impl Device for FileDevice {
     }
 
     fn direct(&self) -> Option<&Direct> {
+        // Otherwise who writes is told that.
+        self.check_poisoned().ok()?;
         self.direct.get_or_init(|| self.open_direct()).as_ref()
     }
 

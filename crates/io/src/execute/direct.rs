@@ -11,7 +11,7 @@ use super::{Control, Requests, Totals};
 use crate::map::Holes;
 use crate::plan::{Action, Move};
 use crate::sys::queue::{Kind, Queue};
-use crate::{Image, Result, RunKind, sys};
+use crate::{Image, Result, sys};
 use transfer::{Next, Part, Sink, Transfer};
 
 /// The largest request, and a slot of memory for it.
@@ -51,9 +51,7 @@ impl Share {
         });
         Share(share)
     }
-}
 
-impl Share {
     /// The sizes of its slots.
     fn sizes(&self) -> Vec<usize> {
         let small = std::iter::repeat_n(SMALL as usize, self.0 * SMALL_SLOTS);
@@ -90,8 +88,8 @@ fn is_mostly_cached(moves: &[Move], source: &Image) -> Result<bool> {
         // Somewhere in the middle of a long one.
         let at = step.offset + step.length / 2;
         let run = source.run(at, (step.offset + step.length - at).min(PROBE))?;
-        let RunKind::Data { layer, device_offset, .. } = run.kind else { continue };
-        let Some(file) = source.device(layer).and_then(|device| device.as_file()) else { continue };
+        let Some((device, device_offset)) = source.place_of(run.kind) else { continue };
+        let Some(file) = device.as_file() else { continue };
         asked += 1;
         cached += usize::from(sys::is_cached(file, device_offset..device_offset + run.length));
     }
@@ -121,7 +119,7 @@ pub(super) fn run(
     let Ok(queue) = Queue::new(kind, &share.sizes(), DEPTH) else { return Ok(None) };
     let sink = Sink::Target(target.placing(bytes)?);
     let mut requests = Requests { moves, done: 0, size: LARGE };
-    let mut run = Transfer::new(queue, &share.sizes(), source, base, sink, control, totals);
+    let mut run = Transfer::new(queue, source, base, sink, control, totals);
     let outcome = run.all(&mut || Ok(requests.next().map(|step| (step, requests.rest()))));
     let left = run.end();
     outcome?;
@@ -144,7 +142,7 @@ pub(super) fn compare(
     let share = Share::take();
     let Ok(queue) = Queue::new(kind, &share.sizes(), DEPTH) else { return Ok(None) };
     let totals = Totals::default();
-    let mut run = Transfer::new(queue, &share.sizes(), a, Some(b), Sink::Differ(found), control, &totals);
+    let mut run = Transfer::new(queue, a, Some(b), Sink::Differ(found), control, &totals);
     run.all(next)?;
     run.end().map(Some)
 }
@@ -156,31 +154,15 @@ fn cover<'a>(image: &'a Image, holes: &mut Holes, offset: u64, length: u64) -> R
     let mut at = offset;
     while at < end {
         let run = image.run_knowing(at, end - at, holes)?;
-        match run.kind {
-            RunKind::Hole | RunKind::Zero { .. } => {}
-            RunKind::Compressed { .. } => return Ok(None),
-            RunKind::Data { layer, device: id, device_offset } => {
-                let Some(device) = image.device(layer).filter(|device| device.id() == id) else {
-                    return Ok(None);
-                };
-                let Some(direct) = device.direct().filter(|direct| direct.takes(device_offset, run.length))
-                else {
-                    return Ok(None);
-                };
-                let within = (at - offset) as usize;
-                match parts.last_mut() {
-                    Some(last)
-                        if last.within + last.length == within
-                            && last.id == id
-                            && last.offset + last.length as u64 == device_offset =>
-                    {
-                        last.length += run.length as usize;
-                    }
-                    _ => {
-                        let length = run.length as usize;
-                        parts.push(Part { id, device, direct, offset: device_offset, within, length });
-                    }
-                }
+        let (within, length) = ((at - offset) as usize, run.length as usize);
+        if !run.kind.is_zero() {
+            let Some((device, offset)) = image.place_of(run.kind) else { return Ok(None) };
+            let Some(direct) = device.direct().filter(|direct| direct.takes(offset, run.length)) else {
+                return Ok(None);
+            };
+            match parts.last_mut() {
+                Some(last) if last.is_followed_by(device, offset, within) => last.length += length,
+                _ => parts.push(Part { device, direct, offset, within, length }),
             }
         }
         at += run.length;

@@ -65,6 +65,13 @@ pub struct Outcome {
     pub direct: u64,
 }
 
+impl Outcome {
+    /// Of what was written: through the page cache.
+    pub fn cached(&self) -> u64 {
+        self.written - self.direct
+    }
+}
+
 #[derive(Default)]
 struct Totals {
     read: AtomicU64,

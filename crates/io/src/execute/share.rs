@@ -74,10 +74,8 @@ impl Sharing<'_> {
 
     /// Clones what can be cloned of a run; returns how many bytes, and from where on.
     fn clone_run(&mut self, offset: u64, length: u64, kind: RunKind) -> Result<(u64, u64)> {
-        let RunKind::Data { layer, device: id, device_offset } = kind else { return Ok((0, offset)) };
-        let Some(device) = self.source.device(layer).filter(|device| device.id() == id) else {
-            return Ok((0, offset));
-        };
+        let Some((device, device_offset)) = self.source.place_of(kind) else { return Ok((0, offset)) };
+        let id = device.id();
         if self.possible.get(&id) != Some(&true) {
             return Ok((0, offset));
         }

@@ -198,6 +198,13 @@ impl Image {
         self.layers.get(layer).map(|layer| &**layer.data())
     }
 
+    /// Where the bytes of a run lie; `None`: in no place of a device.
+    pub(crate) fn place_of(&self, kind: RunKind) -> Option<(&dyn Device, u64)> {
+        let RunKind::Data { layer, device: id, device_offset } = kind else { return None };
+        let device = self.device(layer).filter(|device| device.id() == id)?;
+        Some((device, device_offset))
+    }
+
     /// The cluster size of the top layer, `None` if it is raw.
     pub(crate) fn cluster_size(&self) -> Option<u64> {
         match &self.layers.first()?.content {

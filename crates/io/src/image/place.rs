@@ -1,8 +1,8 @@
 //! Writing in two steps: places for whole clusters, and later, once the caller has written there, the map.
 
-use std::sync::{PoisonError, RwLockReadGuard};
+use std::sync::RwLockReadGuard;
 
-use super::{Content, Image};
+use super::{Content, Image, Opened};
 use crate::format::qcow2::Placed;
 use crate::{Device, Result};
 
@@ -27,6 +27,7 @@ pub(crate) struct Place {
 #[derive(Debug)]
 pub(crate) struct Placing<'a> {
     image: &'a Image,
+    top: &'a Opened,
     guard: Option<RwLockReadGuard<'a, ()>>,
     /// What will be written, about.
     left: u64,
@@ -44,14 +45,14 @@ impl Image {
         let top = self.check_write(0, 0)?;
         let unreserved = top.device.fixed_len()?.is_some();
         let guard = Some(self.enter());
-        Ok(Placing { image: self, guard, left: bytes, reserved: 0, unreserved, was: None })
+        Ok(Placing { image: self, top, guard, left: bytes, reserved: 0, unreserved, was: None })
     }
 }
 
 impl<'a> Placing<'a> {
     /// The device that is written.
-    pub fn device(&self) -> Option<&'a dyn Device> {
-        self.image.device(0)
+    pub fn device(&self) -> &'a dyn Device {
+        &**self.top.data()
     }
 
     /// The size in which zeroes and data are told apart, and written: clusters, if they are larger than that.
@@ -61,7 +62,7 @@ impl<'a> Placing<'a> {
 
     /// Whether a flush is due before more is placed: [`Placing::flush`].
     pub fn is_crowded(&self) -> Result<bool> {
-        match &self.image.check_write(0, 0)?.content {
+        match &self.top.content {
             Content::Raw => Ok(false),
             Content::Qcow2(image) => image.is_crowded(),
         }
@@ -71,20 +72,18 @@ impl<'a> Placing<'a> {
     pub fn flush(&mut self) -> Result<()> {
         self.guard = None;
         self.image.flush()?;
-        self.guard = Some(self.image.gate.read().unwrap_or_else(PoisonError::into_inner));
+        self.guard = Some(self.image.enter());
         Ok(())
     }
 
     /// Says that this range will be placed soon, in part at least, and so many bytes after it: space is reserved, where places
     /// are known beforehand.
-    pub fn expect(&mut self, offset: u64, length: u64, follows: u64) -> Result<()> {
-        let top = self.image.check_write(offset, 0)?;
+    pub fn foresee(&mut self, offset: u64, length: u64, follows: u64) {
         let end = (offset + length).min(self.image.size());
-        if matches!(top.content, Content::Raw) && end > self.reserved {
+        if matches!(self.top.content, Content::Raw) && end > self.reserved {
             let end = end.saturating_add(follows.min(AHEAD_RAW)).min(self.image.size());
-            self.reserve(&*top.device, offset.max(self.reserved), end);
+            self.reserve(offset.max(self.reserved), end);
         }
-        Ok(())
     }
 
     /// Whether zeroes must be written though the target has some: space was reserved there.
@@ -93,8 +92,8 @@ impl<'a> Placing<'a> {
     }
 
     /// It only saves time: a failure, for lack of space too, is met again where it matters.
-    fn reserve(&mut self, device: &dyn Device, from: u64, end: u64) {
-        if self.unreserved || device.allocate(from, end - from).is_err() {
+    fn reserve(&mut self, from: u64, end: u64) {
+        if self.unreserved || self.top.device.allocate(from, end - from).is_err() {
             self.unreserved = true;
         } else {
             self.reserved = self.reserved.max(end);
@@ -104,8 +103,8 @@ impl<'a> Placing<'a> {
     /// A place for the first part of a range. None: the range has to be written in another way, since it is not made of whole
     /// clusters, or what it replaces is needed for that.
     pub fn place(&mut self, offset: u64, length: u64) -> Result<Option<Place>> {
-        let top = self.image.check_write(offset, length)?;
-        let Content::Qcow2(image) = &top.content else {
+        self.image.check_write(offset, length)?;
+        let Content::Qcow2(image) = &self.top.content else {
             return Ok(Some(Place { host: offset, length, placed: None }));
         };
         let cluster_size = image.cluster_size();
@@ -118,16 +117,16 @@ impl<'a> Placing<'a> {
         self.left = self.left.saturating_sub(length);
         if host + length > self.reserved && placed.is_new() {
             if self.was.is_none() {
-                self.was = Some(top.device.len()?);
+                self.was = Some(self.top.device.len()?);
             }
-            self.reserve(&*top.device, host, host + length + self.left.min(AHEAD));
+            self.reserve(host, host + length + self.left.min(AHEAD));
         }
         Ok(Some(Place { host, length, placed: Some(placed) }))
     }
 
     /// What was placed is written, or it is not.
     pub fn finish(&self, place: &Place, written: bool) -> Result<()> {
-        match (&self.image.check_write(0, 0)?.content, &place.placed) {
+        match (&self.top.content, &place.placed) {
             (Content::Qcow2(image), Some(placed)) => image.finish_placed(placed, written),
             _ => Ok(()),
         }
@@ -135,7 +134,7 @@ impl<'a> Placing<'a> {
 
     /// Gives back what was reserved and not used.
     pub fn end(self) -> Result<()> {
-        match (&self.image.check_write(0, 0)?.content, self.was) {
+        match (&self.top.content, self.was) {
             (Content::Qcow2(image), Some(was)) => image.trim(was),
             _ => Ok(()),
         }

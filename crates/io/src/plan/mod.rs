@@ -48,11 +48,6 @@ impl Plan {
         &self.moves
     }
 
-    /// The same, without a copy.
-    pub fn into_moves(self) -> Vec<Move> {
-        self.moves
-    }
-
     /// Where the planned range begins.
     pub fn offset(&self) -> u64 {
         self.offset

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 use vdsmstore_core::{Error, ErrorKind, Result};
-use vdsmstore_io::{Action, Image, Layer, Move, Outcome as Moved, Target, compress, execute, plan};
+use vdsmstore_io::{Action, Image, Layer, Move, Outcome as Moved, Plan, Target, compress, execute, plan};
 
 use super::create::{Options, create};
 use super::{Context, open};
@@ -44,16 +44,14 @@ pub fn convert(context: &Context, arguments: &FileConvert) -> Result<Outcome> {
     let mut unfinished = Unfinished(Some(temporary.clone()));
     let format = open::format(arguments.output);
     let target = Image::open(vec![Layer { device, format, size }], true)?;
-    let mut steps = Vec::new();
+    let mut plan = Plan::default();
     let moved = context.with_control(|control| {
         let moved = if arguments.compress {
             compress(&source, &target, 0, size, control)?
         } else {
             let known = Target { backed: false, known_zero: true };
-            let plan = plan::copy(&source, None, known, 0, size)?;
-            let moved = execute(&plan, &source, None, &target, control)?;
-            steps = plan.into_moves();
-            moved
+            plan = plan::copy(&source, None, known, 0, size)?;
+            execute(&plan, &source, None, &target, control)?
         };
         target.flush()?;
         Ok(moved)
@@ -68,12 +66,13 @@ pub fn convert(context: &Context, arguments: &FileConvert) -> Result<Outcome> {
         if arguments.explain {
             let step =
                 |step: &Move| json!({ "start": step.offset, "length": step.length, "action": action(step) });
-            value["plan"] = steps.iter().map(step).collect();
-            value["means"] = means(&moved).into_iter().map(|(name, bytes)| (name, json!(bytes))).collect();
+            value["plan"] = plan.moves().iter().map(step).collect();
+            value["means"] =
+                means(&moved).into_iter().map(|(name, bytes)| (name.to_owned(), json!(bytes))).collect();
         }
         context.out.value(&value)?;
     } else if arguments.explain {
-        for step in &steps {
+        for step in plan.moves() {
             context.out.line(&format!("{:>16} {:>16}  {}", step.offset, step.length, action(step)))?;
         }
         for (name, bytes) in means(&moved) {
@@ -94,11 +93,9 @@ fn action(step: &Move) -> &'static str {
 }
 
 /// Bytes by the means that moved them.
-fn means(moved: &Moved) -> Vec<(String, u64)> {
-    let cached = moved.written - moved.direct;
-    let all =
-        [("cloned", moved.cloned), ("direct", moved.direct), ("cached", cached), ("zeroed", moved.zeroed)];
-    all.map(|(name, bytes)| (name.to_owned(), bytes)).into()
+fn means(moved: &Moved) -> [(&'static str, u64); 4] {
+    let Moved { cloned, direct, zeroed, .. } = *moved;
+    [("cloned", cloned), ("direct", direct), ("cached", moved.cached()), ("zeroed", zeroed)]
 }
 
 /// A name in the same directory that nobody has.

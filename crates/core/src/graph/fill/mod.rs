@@ -197,7 +197,7 @@ impl Filler {
         copy.position += length;
         env.task.set_done(copy.position);
         copy.limit.spend(outcome.read.max(outcome.written));
-        copy.unflushed += outcome.written - outcome.direct + outcome.zeroed.min(STEP);
+        copy.unflushed += outcome.cached() + outcome.zeroed.min(STEP);
         if copy.unflushed >= CACHED || machine::since(copy.flushed_at) >= WATERMARK_TIME {
             self.flush(copy, env)?;
         }

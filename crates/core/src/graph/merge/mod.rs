@@ -252,7 +252,7 @@ impl Merge {
         self.position += length;
         env.task.set_done(self.position);
         self.limit.spend(outcome.read);
-        self.unflushed += outcome.written - outcome.direct + outcome.zeroed;
+        self.unflushed += outcome.cached() + outcome.zeroed;
         if self.unflushed >= CACHED || machine::since(self.flushed_at) >= WATERMARK_TIME {
             if !without!("merge.flush.watermark") {
                 self.target.flush()?;

@@ -7,7 +7,7 @@ use crate::image::{Place, Placing};
 use crate::map::Holes;
 use crate::plan::{Action, Move, UNIT};
 use crate::sys::queue::{Done, Queue, Way};
-use crate::{Device, DeviceId, Error, Image, Result, sys};
+use crate::{Device, Error, Image, Result, sys};
 
 /// Whether the cache has what is to be read is asked each time; after so many times without, only now and then.
 const PROBES: u32 = 8;
@@ -17,13 +17,21 @@ const SELDOM: u32 = 16;
 /// A piece of a slot, and where it is read from.
 #[derive(Debug)]
 pub(super) struct Part<'a> {
-    pub id: DeviceId,
     pub device: &'a dyn Device,
     pub direct: &'a Direct,
     pub offset: u64,
     /// Where in the slot it goes.
     pub within: usize,
     pub length: usize,
+}
+
+impl Part<'_> {
+    /// Whether bytes of that device go on where these end, there and in the slot.
+    pub fn is_followed_by(&self, device: &dyn Device, offset: u64, within: usize) -> bool {
+        self.within + self.length == within
+            && self.offset + self.length as u64 == offset
+            && self.device.id() == device.id()
+    }
 }
 
 /// What is done with the bytes.
@@ -77,15 +85,12 @@ pub(super) struct Transfer<'a> {
     works: Vec<Option<Work>>,
     /// Slots that nothing is in, by size: small, large.
     free: [Vec<usize>; 2],
-    /// By slot.
-    sizes: Vec<usize>,
     /// Cut off, and waiting for a slot.
     ahead: Option<Next>,
     /// By token.
     pending: Vec<Option<Pending>>,
+    /// Tokens that no request has.
     tokens: Vec<usize>,
-    /// Requests under way.
-    under_way: usize,
     left: Vec<Move>,
     /// Requests that the queue did not take.
     refused: Vec<Done>,
@@ -97,14 +102,15 @@ pub(super) struct Transfer<'a> {
 impl<'a> Transfer<'a> {
     pub fn new(
         queue: Queue<'a>,
-        sizes: &[usize],
         source: &'a Image,
         base: Option<&'a Image>,
         sink: Sink<'a>,
         control: &'a Control<'a>,
         totals: &'a Totals,
     ) -> Transfer<'a> {
-        let of = |size: u64| (0..sizes.len()).rev().filter(|slot| sizes[*slot] as u64 == size).collect();
+        let slots = || 0..queue.slots();
+        let of = |size: u64| slots().rev().filter(|slot| queue.size(*slot) as u64 == size).collect();
+        let (free, works) = ([of(SMALL), of(LARGE)], slots().map(|_| None).collect());
         Transfer {
             queue,
             source,
@@ -114,13 +120,11 @@ impl<'a> Transfer<'a> {
             totals,
             source_holes: Holes::default(),
             base_holes: Holes::default(),
-            works: sizes.iter().map(|_| None).collect(),
-            free: [of(SMALL), of(LARGE)],
-            sizes: sizes.to_vec(),
+            works,
+            free,
             ahead: None,
             pending: Vec::new(),
             tokens: Vec::new(),
-            under_way: 0,
             left: Vec::new(),
             refused: Vec::new(),
             cold: 0,
@@ -157,7 +161,7 @@ impl<'a> Transfer<'a> {
     }
 
     fn release(&mut self, slot: usize) {
-        let size = self.sizes[slot] as u64;
+        let size = self.queue.size(slot) as u64;
         self.slots_for(size).push(slot);
     }
 
@@ -167,13 +171,13 @@ impl<'a> Transfer<'a> {
         let mut outcome = Ok(());
         // What was placed must be finished, whatever else goes wrong.
         loop {
-            let before = self.under_way;
+            let before = self.tokens.len();
             match self.wait() {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(error) => {
                     outcome = outcome.and(Err(error));
-                    if self.under_way == before {
+                    if self.tokens.len() == before {
                         break;
                     }
                 }
@@ -218,7 +222,6 @@ impl<'a> Transfer<'a> {
         let index = done.token as usize;
         let Some(request) = self.pending.get_mut(index).and_then(Option::take) else { return Ok(()) };
         self.tokens.push(index);
-        self.under_way -= 1;
         let whole = matches!(done.moved, Ok(moved) if moved == request.length);
         let owner = request.owner;
         let Some(work) = self.works.get_mut(owner).and_then(Option::as_mut) else { return Ok(()) };
@@ -281,15 +284,19 @@ impl<'a> Transfer<'a> {
             && placing.is_crowded()?
         {
             while self.wait()? {}
-            let Sink::Target(placing) = &mut self.sink else { return Ok(()) };
-            placing.flush()?;
+            if let Sink::Target(placing) = &mut self.sink {
+                placing.flush()?;
+            }
         }
         if let Sink::Target(placing) = &mut self.sink
             && !compares
         {
-            placing.expect(offset, length, follows)?;
+            placing.foresee(offset, length, follows);
         }
-        let Some(owner) = self.slots_for(length).pop() else { return Ok(()) };
+        let Some(owner) = self.slots_for(length).pop() else {
+            self.left.push(step);
+            return Ok(());
+        };
         let base = if compares { self.slots_for(length).pop() } else { None };
         self.works[owner] = Some(Work { step, base, pending: 0, failed: false, writing: false, left: 0 });
         self.load(owner, owner, &ours, length);
@@ -345,7 +352,6 @@ impl<'a> Transfer<'a> {
         let (owner, slot) = (request.owner, request.slot);
         let started = self.queue.start(way, &direct.file, offset, slot, range, token as u64);
         self.pending[token] = Some(request);
-        self.under_way += 1;
         if let Some(work) = &mut self.works[owner] {
             work.pending += 1;
         }
@@ -377,17 +383,16 @@ impl<'a> Transfer<'a> {
     fn loaded(&mut self, owner: usize) -> Result<()> {
         let Some(work) = self.works[owner].as_mut() else { return Ok(()) };
         let (step, base) = (work.step, work.base);
-        if work.failed || self.stopping {
+        let (queue, length) = (&self.queue, step.length as usize);
+        let bytes = |slot| queue.bytes(slot).map(|bytes| &bytes[..length]);
+        let (Some(ours), false) = (bytes(owner), work.failed || self.stopping) else {
             work.left = step.length;
             self.left.push(step);
             self.over(owner);
             return Ok(());
-        }
+        };
         work.writing = true;
-        let length = step.length as usize;
-        let ours = self.queue.bytes(owner).map(|bytes| &bytes[..length]);
-        let below = base.and_then(|base| self.queue.bytes(base)).map(|bytes| &bytes[..length]);
-        let Some(ours) = ours else { return Ok(()) };
+        let below = base.and_then(bytes);
         let placing = match &self.sink {
             Sink::Differ(found) => {
                 if let Some(below) = below.filter(|below| *below != ours)
@@ -432,7 +437,7 @@ impl<'a> Transfer<'a> {
         let mut done = 0;
         loop {
             let Sink::Target(placing) = &mut self.sink else { return Ok(done) };
-            let Some(direct) = placing.device().and_then(|device| device.direct()) else { return Ok(done) };
+            let Some(direct) = placing.device().direct() else { return Ok(done) };
             let left = range.len() as u64 - done;
             let whole = left - left % direct.alignment;
             if whole == 0 {

@@ -4,7 +4,6 @@ use std::ops::Range;
 use std::sync::MutexGuard;
 
 use super::alloc::Extent;
-use super::header::unsupported;
 use super::mapping::{Below, COPIED, Cluster, Meta, OFFSET_MASK, Qcow2};
 use super::refcount::Writer;
 use super::table::slice_length;
@@ -212,34 +211,16 @@ impl Qcow2 {
         source: &dyn Device,
         source_offset: u64,
     ) -> Result<u64> {
-        self.touch(offset, length)?;
-        let cluster_size = self.cluster_size();
         let mut done = 0;
         while done < length {
-            let first = (offset + done) >> self.header.cluster_bits;
-            let clone = |host, bytes| self.device.clone_range(host, source, source_offset + done, bytes);
-            let bytes = match self.decide(first, 0, length - done)? {
-                Step::InPlace { host, length } => {
-                    if !clone(host, length)? {
-                        break;
-                    }
-                    length
-                }
-                Step::Allocate { extent, old, owned } => {
-                    let bytes = extent.count * cluster_size;
-                    let cloned = clone(extent.start << self.header.cluster_bits, bytes);
-                    let refused = matches!(cloned, Ok(false));
-                    let written = cloned.and_then(|cloned| {
-                        if cloned { Ok(()) } else { Err(unsupported(&*self.device, "cloning")) }
-                    });
-                    match self.finish(first, extent, old, owned, written) {
-                        Err(_) if refused => break,
-                        result => result?,
-                    }
-                    bytes
-                }
-            };
-            done += bytes;
+            let placed = self.place(offset + done, length - done)?;
+            let cloned =
+                self.device.clone_range(placed.host(), source, source_offset + done, placed.length());
+            self.finish_placed(&placed, matches!(cloned, Ok(true)))?;
+            if !cloned? {
+                break;
+            }
+            done += placed.length();
         }
         Ok(done)
     }

@@ -97,6 +97,16 @@ impl<'a> Queue<'a> {
         Ok(Queue { means, memory, slots, busy: vec![0; sizes.len()], under_way: 0, files: PhantomData })
     }
 
+    /// How many slots there are.
+    pub fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The size of a slot in bytes.
+    pub fn size(&self, slot: usize) -> usize {
+        self.slots.get(slot).map_or(0, Range::len)
+    }
+
     /// The bytes of a slot. None, while a request is under way in it.
     pub fn bytes(&self, slot: usize) -> Option<&[u8]> {
         if self.busy.get(slot).is_none_or(|busy| *busy > 0) {
