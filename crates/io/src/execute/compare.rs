@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::zero::is_zero;
-use super::{Control, REQUEST, Requests, direct, read_padded, room, run_threads};
+use super::{Control, REQUEST, Requests, Totals, direct, read_padded, room, run_threads};
 use crate::plan::{Action, Move, Pieces, UNIT};
 use crate::{Image, Result};
 
@@ -19,11 +19,16 @@ pub fn compare(a: &Image, b: &Image, control: &Control<'_>) -> Result<Option<u64
         Feed { pieces: Pieces::new(a, Some(b), 0, size), rest: None, closed: false, size: direct::LARGE };
     // Steps come in order: nothing later than a difference matters.
     let matters = |step: &Move| step.offset < first.load(Ordering::Relaxed);
-    let found = |offset| {
-        first.fetch_min(offset, Ordering::Relaxed);
+    let look = |step: &Move, ours: &[u8], theirs: Option<&[u8]>| {
+        if let Some(theirs) = theirs.filter(|theirs| *theirs != ours)
+            && let Some(at) = ours.iter().zip(theirs).position(|(x, y)| x != y)
+        {
+            first.fetch_min(step.offset + at as u64, Ordering::Relaxed);
+        }
+        Ok(())
     };
     let mut next = || Ok(feed.next(control)?.filter(&matters).map(|step| (step, 0)));
-    let left = direct::compare(&mut next, a, b, &found, control)?;
+    let left = direct::read(&mut next, a, Some(b), &look, control, &Totals::default())?;
     let steps = Mutex::new(match &left {
         Some(left) => Steps::Left(Requests { moves: left, done: 0, size: REQUEST }),
         None => Steps::All(Feed { size: REQUEST, ..feed }),
@@ -43,12 +48,7 @@ pub fn compare(a: &Image, b: &Image, control: &Control<'_>) -> Result<Option<u64
             read_padded(a, offset, ours).map_err(|e| e.with_range(offset, length))?;
             let theirs = room(&mut buffers.base, length);
             read_padded(b, offset, theirs).map_err(|e| e.with_range(offset, length))?;
-            if ours != theirs
-                && let Some(at) = ours.iter().zip(theirs.iter()).position(|(x, y)| x != y)
-            {
-                found(offset + at as u64);
-            }
-            Ok(())
+            look(&step, ours, Some(theirs))
         },
     )?;
     let first = first.into_inner();

@@ -12,7 +12,7 @@ use crate::map::Holes;
 use crate::plan::{Action, Move};
 use crate::sys::queue::{Kind, Queue};
 use crate::{Image, Result, sys};
-use transfer::{Next, Part, Sink, Transfer};
+use transfer::{Next, Part, Sink, Transfer, Visit};
 
 /// The largest request, and a slot of memory for it.
 pub(super) const LARGE: u64 = 4 << 20;
@@ -126,25 +126,26 @@ pub(super) fn run(
     left.map(Some)
 }
 
-/// Finds the first difference in what `next` hands out, as far as that suits; returns what is left. Offsets of differences are
-/// given to `found`.
-pub(super) fn compare(
+/// Reads what `next` hands out, from the base too where it is a step that compares, and shows it to `visit`, in no order; as far
+/// as that suits: returns what is left. None: nothing was asked for.
+pub(super) fn read(
     next: &mut dyn FnMut() -> Result<Option<Next>>,
-    a: &Image,
-    b: &Image,
-    found: &(dyn Fn(u64) + Sync),
+    source: &Image,
+    base: Option<&Image>,
+    visit: &Visit<'_>,
     control: &Control<'_>,
+    totals: &Totals,
 ) -> Result<Option<Vec<Move>>> {
-    let Some(kind) = kind().filter(|_| a.size().max(b.size()) >= WORTHWHILE && is_direct(a) && is_direct(b))
-    else {
-        return Ok(None);
-    };
+    let size = source.size().max(base.map_or(0, Image::size));
+    let suits = || size >= WORTHWHILE && is_direct(source) && base.is_none_or(is_direct);
+    let Some(kind) = kind().filter(|_| suits()) else { return Ok(None) };
     let share = Share::take();
     let Ok(queue) = Queue::new(kind, &share.sizes(), DEPTH) else { return Ok(None) };
-    let totals = Totals::default();
-    let mut run = Transfer::new(queue, a, Some(b), Sink::Differ(found), control, &totals);
-    run.all(next)?;
-    run.end().map(Some)
+    let mut run = Transfer::new(queue, source, base, Sink::Visit(visit), control, totals);
+    let outcome = run.all(next);
+    let left = run.end();
+    outcome?;
+    left.map(Some)
 }
 
 /// The parts of a range that have to be read from devices; the rest of it is zeroes. None: it has to be read in another way.

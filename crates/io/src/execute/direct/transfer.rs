@@ -38,9 +38,12 @@ impl Part<'_> {
 pub(super) enum Sink<'a> {
     /// They are written.
     Target(Placing<'a>),
-    /// They are compared with the base; the offset of the first byte that differs is told.
-    Differ(&'a (dyn Fn(u64) + Sync)),
+    /// They are looked at.
+    Visit(&'a Visit<'a>),
 }
+
+/// Gets a step, its bytes, and those of the base if it compares.
+pub(super) type Visit<'a> = dyn Fn(&Move, &[u8], Option<&[u8]>) -> Result<()> + Sync + 'a;
 
 /// A step, and the bytes that follow it in its move.
 pub(super) type Next = (Move, u64);
@@ -394,14 +397,10 @@ impl<'a> Transfer<'a> {
         work.writing = true;
         let below = base.and_then(bytes);
         let placing = match &self.sink {
-            Sink::Differ(found) => {
-                if let Some(below) = below.filter(|below| *below != ours)
-                    && let Some(at) = ours.iter().zip(below).position(|(x, y)| x != y)
-                {
-                    found(step.offset + at as u64);
-                }
+            Sink::Visit(visit) => {
+                let outcome = visit(&step, ours, below);
                 self.over(owner);
-                return Ok(());
+                return outcome;
             }
             Sink::Target(placing) => placing,
         };
