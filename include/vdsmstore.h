@@ -422,7 +422,7 @@ int vdsmstore_get_storage_repository_info(const vdsmstore_t *store,
  * `*image_id`: the new id; freed with `vdsmstore_string_free`.
  *
  * Errors: InvalidSize, RepositoryNotFound, ImageNotFound, ImageBroken, NotASnapshot, ImageExists, TaskIdInUse,
- * TooManyVolumes, UnsupportedOperation.
+ * TooManyVolumes.
  */
 int vdsmstore_create_virtual_disk(const vdsmstore_t *store,
                                   const char *target_repo_id,
@@ -440,7 +440,7 @@ int vdsmstore_create_virtual_disk(const vdsmstore_t *store,
  * `*image_id`: the snapshot's id; freed with `vdsmstore_string_free`.
  *
  * Errors: RepositoryNotFound, ImageNotFound, ImageBroken, ImageInUse, NotADisk, ImageExists, TaskIdInUse,
- * TooManyVolumes, UnsupportedOperation.
+ * TooManyVolumes.
  */
 int vdsmstore_create_snapshot(const vdsmstore_t *store,
                               const char *target_repo_id,
@@ -458,7 +458,7 @@ int vdsmstore_create_snapshot(const vdsmstore_t *store,
  * `*copy_id`: the same id for a snapshot, a new one for a disk; freed with `vdsmstore_string_free`.
  *
  * Errors: RepositoryNotFound, ImageNotFound, ImageBroken, ImageInUse, NotASnapshot, ImageExists, TaskIdInUse,
- * TooManyVolumes, UnsupportedOperation.
+ * TooManyVolumes.
  */
 int vdsmstore_copy_image(const vdsmstore_t *store,
                          const char *target_repo_id,
@@ -596,7 +596,7 @@ int vdsmstore_resize_virtual_disk(const vdsmstore_t *store,
  * `compress` (a qcow2 file: `"zstd"` or `"deflate"`), `taskId`, `bandwidth`.
  * `*task_id`: of the started task, for `vdsmstore_wait_task`; freed with `vdsmstore_string_free`.
  *
- * Errors: RepositoryNotFound, ImageNotFound, ImageBroken, ImageInUse, CorruptImage, TaskIdInUse, UnsupportedOperation.
+ * Errors: RepositoryNotFound, ImageNotFound, ImageBroken, ImageInUse, CorruptImage, TaskIdInUse.
  */
 int vdsmstore_export_image(const vdsmstore_t *store,
                            const char *repository_id,

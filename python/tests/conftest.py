@@ -119,6 +119,15 @@ class Scene:
             file.write(b"\xff" * 8)  # where its first table is
         return self.disk
 
+    def unknown_qcow2(self) -> Path:
+        """A qcow2 file with an incompatible feature that nobody knows."""
+        path = self.place / "unknown.qcow2"
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, "1M"], check=True)
+        content = bytearray(path.read_bytes())
+        content[72] = 0x80
+        path.write_bytes(content)
+        return path
+
     def record(self) -> Path:
         """The file of the disk's record."""
         return max(self.place.glob(f"a/images/*/{self.disk}.*"))

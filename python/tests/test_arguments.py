@@ -168,13 +168,6 @@ def test_unbuilt(store: Store, verb: str) -> None:
         getattr(store, verb)("a", MISSING)
 
 
-@pytest.mark.parametrize("option", ["verify"])
-def test_options_that_are_not_built(store: Store, option: str) -> None:
-    with pytest.raises(vdsmstore.UnsupportedOperation):
-        store.createVirtualDisk("a", 1 << 20, options={option: True})
-    assert store.listImages("a") == []
-
-
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_closed_store(store: Store, verb: str) -> None:
     store.close()

@@ -28,7 +28,6 @@ CAUSED: set[tuple[str, str]] = set(runpy.run_path(str(HERE / "test_every_error.p
 # Raised by no verb on the storage that there is.
 NEVER = {
     "MountFailed": "localfs mounts nothing",
-    "VerificationFailed": "the option verify is not built",
     "StaleHandle": "only network file systems have it",
     "LeaseLost": "the locks of a local file system are not lost",
     "Internal": "a bug of ours",
@@ -55,6 +54,20 @@ def closed(scene: Scene) -> None:
 def corrupt_record(scene: Scene) -> None:
     scene.record().write_bytes(b"x")
     scene.store.getImageInfo("a", scene.disk)
+
+
+@general
+def verification_failed(scene: Scene) -> None:
+    """What is copied is not what the hashes say that an import kept."""
+    path = scene.file("file", os.urandom(MIB))
+    disk = scene.store.importImage("a", path, "raw", options={"verify": True})
+    scene.store.waitImage("a", disk, 30)
+    snapshot = scene.store.createSnapshot("a", disk)
+    content = path.read_bytes()
+    (data,) = [file for file in (scene.place / "a" / "data").iterdir() if file.read_bytes() == content]
+    data.write_bytes(b"x" + content[1:])
+    scene.store.copyImage("b", snapshot, options={"taskId": "copies"})
+    scene.store.waitTask("copies", 30)
 
 
 @general

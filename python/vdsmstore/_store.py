@@ -160,7 +160,7 @@ class Store:
     ) -> str:
         """A copy in the target repository: the same id for a snapshot, a new one for a disk.
 
-        Options: as createVirtualDisk, and mutable, partial.
+        Options: as createVirtualDisk, and mutable, partial, verify.
         """
         return self._handle.copy_image(
             arguments.text("targetRepoId", targetRepoId),
@@ -178,7 +178,10 @@ class Store:
         userData: Any = None,
         options: Options = None,
     ) -> str:
-        """A new disk with the content of a file, "raw" or "qcow2". Options: as createVirtualDisk."""
+        """A new disk with the content of a file, "raw" or "qcow2".
+
+        Options: as createVirtualDisk, and verify.
+        """
         return self._handle.import_image(
             arguments.text("targetRepoId", targetRepoId),
             arguments.path("path", path),

@@ -317,6 +317,9 @@ pub struct ImageCopy {
     /// The base may be absent from the target; the copy is whole once the base is copied there too.
     #[arg(long, requires = "base")]
     pub partial: bool,
+    /// Read back what was written, and keep hashes: the next copy with this one as its base need not read it.
+    #[arg(long)]
+    pub verify: bool,
     #[command(flatten)]
     pub new: NewArgs,
     #[command(flatten)]
@@ -335,6 +338,9 @@ pub struct ImageImport {
     /// Its format, which is never guessed.
     #[arg(short, long, value_enum)]
     pub format: FileFormat,
+    /// Read back what was written, and keep hashes of it.
+    #[arg(long)]
+    pub verify: bool,
     #[command(flatten)]
     pub new: NewArgs,
     #[command(flatten)]
@@ -487,6 +493,9 @@ pub struct ImageMeasure {
     /// The format of the copy.
     #[arg(short, long, value_enum, default_value_t = FileFormat::Raw)]
     pub format: FileFormat,
+    /// What is written is read back.
+    #[arg(long)]
+    pub verify: bool,
 }
 
 /// `image read`, `image extents`

@@ -17,7 +17,6 @@ use vdsmstore_core::ErrorKind;
 const NEVER: &[(&str, &str)] = &[
     ("RepositoryIdInUse", "a name that is given twice is wrong usage"),
     ("MountFailed", "localfs mounts nothing"),
-    ("VerificationFailed", "not built"),
     ("UnsupportedOperation", "what is not built is no command and no option"),
     ("StaleHandle", "only network file systems have it"),
     ("LeaseLost", "the locks of a local file system are not lost"),
@@ -29,7 +28,7 @@ const NEVER: &[(&str, &str)] = &[
     ("TooManyVolumes", "takes hundreds of commands; the end-to-end tests do it in one process"),
 ];
 /// Kinds that have a test of their own: here, and for interrupted commands in `images.rs`.
-const ELSEWHERE: [&str; 4] = ["Conflict", "NoSpace", "PermissionDenied", "Stopped"];
+const ELSEWHERE: [&str; 5] = ["Conflict", "NoSpace", "PermissionDenied", "Stopped", "VerificationFailed"];
 
 /// What the errors are counted by.
 struct Errors<'a> {
@@ -150,6 +149,21 @@ fn every_kind() {
         let caused = errors.seen.contains_key(name) || ELSEWHERE.contains(&name);
         assert_ne!(caused, NEVER.iter().any(|(never, _)| *never == name), "{name}");
     }
+}
+
+/// A verified import was changed behind the engine's back.
+#[test]
+fn verification_failed() {
+    let place = Place::new();
+    let content: Vec<u8> = (0..1 << 20).map(|n: u32| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    fs::write(place.path("imported"), &content).unwrap();
+    let disk = place.id(&["image", "import", "A", "imported", "--format", "raw", "--verify"]);
+    let data = fs::read_dir(place.path("A").join("data")).unwrap().map(|entry| entry.unwrap().path());
+    let data: Vec<_> = data.filter(|path| fs::read(path).unwrap() == content).collect();
+    let [data] = &data[..] else { panic!("{data:?}") };
+    File::options().write(true).open(data).unwrap().write_all_at(b"xx", 0).unwrap();
+    let error = place.error(1, &["image", "copy", "B", &disk]);
+    assert_eq!(error["kind"], "VerificationFailed", "{error}");
 }
 
 /// The file of an import was changed while the work was left to somebody else.

@@ -195,6 +195,52 @@ fn measure_says_what_qemu_says() {
     }
 }
 
+/// What `b3sum`, the program of BLAKE3's authors, says of bytes.
+fn b3sum(place: &Place, bytes: &[u8]) -> Vec<u8> {
+    std::fs::write(place.path("bytes"), bytes).unwrap();
+    let (status, text) = tool(place, "b3sum", &["--raw", "bytes"]);
+    assert_eq!(status, 0);
+    text
+}
+
+#[test]
+fn a_hash_is_that_of_what_a_disk_reads_as() {
+    let place = chain();
+    qemu(&place, "convert -f qcow2 -O raw top same");
+    qemu(&place, "convert -f qcow2 -O qcow2 top packed -c");
+    let hash = |arguments: &[&str]| {
+        let ran = place.run(&[&["file", "hash"][..], arguments].concat());
+        assert_eq!(ran.code, 0, "{}", ran.err);
+        String::from_utf8(ran.out).unwrap().trim().to_owned()
+    };
+    let same = hash(&["-f", "raw", "same"]);
+    assert_eq!(hash(&["-f", "qcow2", BELOW[0], BELOW[1], "top"]), same);
+    assert_eq!(hash(&["-f", "qcow2", "packed"]), same);
+    // As docs/formats/manifest.md says.
+    let bytes = std::fs::read(place.path("same")).unwrap();
+    let zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
+    let (mut map, mut hashes) = (vec![0u8; bytes.len().div_ceil(1 << 20).div_ceil(8)], Vec::new());
+    for (index, block) in bytes.chunks(1 << 20).enumerate().filter(|(_, block)| !zero(block)) {
+        map[index / 8] |= 1 << (index % 8);
+        let of = |unit| if zero(unit) { vec![0; 32] } else { b3sum(&place, unit) };
+        let units: Vec<u8> = block.chunks(64 << 10).flat_map(of).collect();
+        hashes.extend(b3sum(&place, &units));
+    }
+    assert!(!hashes.is_empty());
+    let size = (bytes.len() as u64).to_le_bytes();
+    let manifest = [b"vdsmhash", &size[..], &(1u64 << 20).to_le_bytes(), &map, &hashes].concat();
+    std::fs::write(place.path("bytes"), manifest).unwrap();
+    let root = String::from_utf8(tool(&place, "b3sum", &["--no-names", "bytes"]).1).unwrap();
+    assert_eq!(same, root.trim());
+    std::os::unix::fs::FileExt::write_all_at(
+        &std::fs::OpenOptions::new().write(true).open(place.path("same")).unwrap(),
+        b"x",
+        70_000,
+    )
+    .unwrap();
+    assert_ne!(hash(&["-f", "raw", "same"]), same);
+}
+
 #[test]
 fn compare_has_the_statuses_of_qemu() {
     let place = chain();

@@ -11,7 +11,7 @@ use crate::graph::chain::{Chain, Resolved, resolve};
 use crate::graph::look::{Everything, Now, View, each, each_quickly};
 use crate::graph::merge;
 use crate::graph::search::elsewhere;
-use crate::graph::{in_place, lease, mirror, switch};
+use crate::graph::{clean, in_place, lease, mirror, switch};
 use crate::id::{BlobId, ImageId, VolumeId};
 use crate::record::{ImageRecord, Kind, State, VolumeState};
 use crate::repo::Repo;
@@ -314,11 +314,7 @@ impl<V: View> Judge<'_, V> {
         };
         let named = match &image {
             None => false,
-            Some(image) => {
-                let filling =
-                    self.view.volume(image.volume)?.and_then(|volume| volume.fill).and_then(|fill| fill.blob);
-                image.user_data.is_some_and(|data| data.blob == blob) || filling == Some(blob)
-            }
+            Some(image) => clean::blobs_of(self.view, image)?.contains(&blob),
         };
         Ok((!named).then_some(Action::CleanBlob(owner, blob)))
     }

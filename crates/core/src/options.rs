@@ -63,6 +63,8 @@ pub struct CreateOptions {
     pub task_id: Option<String>,
     /// Bytes per second for the started work, and for whoever goes on with it.
     pub bandwidth: Option<Bandwidth>,
+    /// importImage: read back what was written, and keep hashes of it.
+    pub verify: bool,
 }
 
 /// Options of copyImage.
@@ -88,6 +90,8 @@ pub struct CopyOptions {
     pub mutable: bool,
     /// True: the base may be absent from the target repository.
     pub partial: bool,
+    /// Read back what was written, and keep hashes of it: the next difference to it need not read it.
+    pub verify: bool,
 }
 
 impl Default for CopyOptions {
@@ -100,6 +104,7 @@ impl Default for CopyOptions {
             image_id,
             task_id,
             bandwidth,
+            verify,
         } = CreateOptions::default();
         Self {
             auto_fix,
@@ -111,6 +116,7 @@ impl Default for CopyOptions {
             bandwidth,
             mutable: true,
             partial: false,
+            verify,
         }
     }
 }
@@ -162,11 +168,13 @@ pub struct ResizeOptions {
 pub struct MeasureOptions {
     /// `raw` or `qcow2`.
     pub format: String,
+    /// What was written is to be read back.
+    pub verify: bool,
 }
 
 impl Default for MeasureOptions {
     fn default() -> Self {
-        Self { format: "raw".to_owned() }
+        Self { format: "raw".to_owned(), verify: false }
     }
 }
 
@@ -258,7 +266,7 @@ pub enum WaitStatus {
 pub struct NoOptions {}
 
 /// Parses an options dict: empty text and `null` are `{}`, a null value is the default, an unknown key or a wrong
-/// value is `InvalidParameter`, an option that is not built yet `UnsupportedOperation`.
+/// value is `InvalidParameter`.
 pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T> {
     parse_value(parse_object("options", text)?)
 }
@@ -266,11 +274,6 @@ pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T> {
 /// Like [`parse`], from a map.
 pub fn parse_value<T: DeserializeOwned>(mut map: Map<String, Value>) -> Result<T> {
     map.retain(|_, value| !value.is_null());
-    let unbuilt = "verify";
-    if map.contains_key(unbuilt) {
-        let message = format!("option {unbuilt:?} is not supported by this release");
-        return Err(Error::new(ErrorKind::UnsupportedOperation, message).with("parameter", unbuilt));
-    }
     serde_json::from_value(Value::Object(map)).map_err(|error| {
         Error::new(ErrorKind::InvalidParameter, format!("options: {error}")).with("parameter", "options")
     })

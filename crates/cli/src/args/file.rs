@@ -28,6 +28,8 @@ pub enum FileCommand {
     Convert(FileConvert),
     /// Compare what two disks read as.
     Compare(FileCompare),
+    /// Print one hash of what a disk reads as, whatever its format (BLAKE3, of blocks).
+    Hash(OneFile),
     /// Make an empty image.
     Create(FileCreate),
     /// Write what an overlay holds into the file below it; the overlay stays as it is.

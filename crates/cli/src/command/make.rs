@@ -53,8 +53,12 @@ pub fn copy(session: &Session, arguments: &ImageCopy) -> Result<Outcome> {
     connect(session, &arguments.repo, new)?;
     let task = task_id(new.work.task_id.as_deref());
     let common = create_options(new, &task, arguments.limit.bandwidth)?;
-    let mut options =
-        CopyOptions { mutable: !arguments.snapshot, partial: arguments.partial, ..CopyOptions::default() };
+    let mut options = CopyOptions {
+        mutable: !arguments.snapshot,
+        partial: arguments.partial,
+        verify: arguments.verify,
+        ..CopyOptions::default()
+    };
     options.auto_fix = common.auto_fix;
     options.strategy = common.strategy;
     options.participating_repositories = common.participating_repositories;
@@ -83,7 +87,7 @@ pub fn import(session: &Session, arguments: &ImageImport) -> Result<Outcome> {
         &path,
         format_name(arguments.format),
         &user_data(&new.user_data)?,
-        &create_options(new, &task, arguments.limit.bandwidth)?,
+        &CreateOptions { verify: arguments.verify, ..create_options(new, &task, arguments.limit.bandwidth)? },
     )?;
     session.finish(&arguments.repo, id, &task, !new.work.no_wait)
 }

@@ -72,7 +72,8 @@ pub fn diff(session: &Session, arguments: &ImageDiff) -> Result<Outcome> {
 pub fn measure(session: &Session, arguments: &ImageMeasure) -> Result<Outcome> {
     let (repo, image) = (&arguments.image.repo, &arguments.image.image);
     session.connect(repo)?;
-    let options = MeasureOptions { format: format_name(arguments.format).to_owned() };
+    let options =
+        MeasureOptions { format: format_name(arguments.format).to_owned(), verify: arguments.verify };
     let found = session.store.measure_image(repo, image, arguments.base.as_deref(), &options)?;
     session.out.either(&found, || {
         let line = |bytes: u64| format!("{bytes} ({})", human(bytes));

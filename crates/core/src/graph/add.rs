@@ -8,8 +8,8 @@ use vdsmstore_io::without;
 use crate::id::{BlobId, ImageId, Token, VolumeId};
 use crate::options::Strategy;
 use crate::record::{
-    Backing, Fill, How, ImageRecord, Kind, State, Unknown, UserDataRef, VolumeFormat, VolumeRecord,
-    VolumeState,
+    Backing, Fill, How, ImageRecord, Kind, ManifestRef, State, Unknown, UserDataRef, VolumeFormat,
+    VolumeRecord, VolumeState,
 };
 use crate::repo::{Change, Repo};
 use crate::repository::Marker;
@@ -62,6 +62,7 @@ pub(crate) fn announce_volume(repo: &Repo, new: NewVolume, holder: ImageId) -> R
         state: VolumeState::Filling,
         fill: Some(new.fill),
         preallocated: false,
+        manifest: None,
         writer: None,
         unknown: Unknown::default(),
     };
@@ -216,6 +217,7 @@ pub(crate) fn pending(repo: &Repo, new: &NewImage<'_>, volume: VolumeId) -> Resu
         token: new.token,
         open: None,
         user_data: repo.store_user_data(new.id, new.user_data)?,
+        manifest: None,
         frozen_as: None,
         request: new.request.clone(),
         error: None,
@@ -228,7 +230,13 @@ pub(crate) fn drop_user_data(repo: &Repo, image: ImageId, stored: Option<UserDat
     drop_blob(repo, image, stored.map(|data| data.blob));
 }
 
-fn drop_blob(repo: &Repo, image: ImageId, blob: Option<BlobId>) {
+/// Removes the blobs that only this record named, which is not there.
+pub(crate) fn drop_blobs(repo: &Repo, image: &ImageRecord) {
+    drop_user_data(repo, image.id(), image.user_data);
+    drop_blob(repo, image.id(), image.manifest.as_ref().map(|manifest| manifest.blob));
+}
+
+pub(crate) fn drop_blob(repo: &Repo, image: ImageId, blob: Option<BlobId>) {
     if let Some(blob) = blob {
         // Left behind, it is garbage that a check finds.
         let _ = repo.driver.delete_blob(image, blob);
@@ -315,11 +323,11 @@ pub(crate) fn undo(repo: &Repo, made: &ImageRecord) {
 pub(crate) fn seal(repo: &Repo, image: ImageId, volume: &VolumeRecord) -> Result<()> {
     let early = without!("add.order.seal");
     if early {
-        promote(repo, image, volume.id())?;
+        promote(repo, image, volume.id(), volume.manifest.as_ref())?;
     }
     ready(repo, volume)?;
     if !early {
-        promote(repo, image, volume.id())?;
+        promote(repo, image, volume.id(), volume.manifest.as_ref())?;
     }
     repo.driver.delete_progress(image)
 }
@@ -340,17 +348,26 @@ pub(crate) fn ready(repo: &Repo, volume: &VolumeRecord) -> Result<()> {
         now.preallocated = now.fill.as_ref().is_some_and(|fill| fill.preallocate);
         now.fill = None;
         now.mirror = volume.mirror;
+        now.manifest.clone_from(&volume.manifest);
         now.backing.clone_from(&volume.backing);
         Ok(Change::Put)
     })?;
     sealed.map(drop).ok_or_else(|| displaced(repo, volume.id()))
 }
 
-/// Makes a pending image live on its volume.
-pub(crate) fn promote(repo: &Repo, image: ImageId, volume: VolumeId) -> Result<()> {
+/// Makes a pending image live on its volume, with the hashes that were taken when that was filled.
+pub(crate) fn promote(
+    repo: &Repo,
+    image: ImageId,
+    volume: VolumeId,
+    manifest: Option<&ManifestRef>,
+) -> Result<()> {
     let live = repo.update_image(image, |now| match now.state {
         State::Pending if now.volume == volume => {
             now.state = State::Live;
+            if manifest.is_some() {
+                now.manifest = manifest.cloned();
+            }
             Ok(Change::Put)
         }
         State::Live if now.volume == volume => Ok(Change::Keep),

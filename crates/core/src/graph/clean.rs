@@ -70,7 +70,11 @@ pub(crate) fn stale_children(repo: &Repo, id: ImageId) -> Result<()> {
 fn entomb(repo: &Repo, record: &ImageRecord) -> Result<bool> {
     let id = record.id();
     // Only its own: once it is buried, another image may get its id, and blobs before it has a record.
-    let blobs = if repo.driver.blobs(id)?.is_empty() { Vec::new() } else { blobs_of(repo, record)? };
+    let blobs = if repo.driver.blobs(id)?.is_empty() {
+        Vec::new()
+    } else {
+        blobs_of(&Now(repo, Read::Fresh), record)?
+    };
     let early = without!("clean.order.tombstone");
     if !early && !bury(repo, record)? {
         return Ok(false);
@@ -88,7 +92,8 @@ fn entomb(repo: &Repo, record: &ImageRecord) -> Result<bool> {
 
 /// Removes a blob that no image names. It stays where the record of its image changes just now.
 pub(crate) fn blob(repo: &Repo, owner: ImageId, blob: BlobId) -> Result<()> {
-    let is_named = |image: &ImageRecord| Ok::<_, Error>(blobs_of(repo, image)?.contains(&blob));
+    let is_named =
+        |image: &ImageRecord| Ok::<_, Error>(blobs_of(&Now(repo, Read::Fresh), image)?.contains(&blob));
     if let Some(mut image) = repo.image(owner)? {
         if is_named(&image)? && !without!("clean.compare.blob") {
             return Ok(());
@@ -116,10 +121,13 @@ pub(crate) fn blob(repo: &Repo, owner: ImageId, blob: BlobId) -> Result<()> {
 }
 
 /// The blobs that the image and what it is to be filled from name.
-fn blobs_of(repo: &Repo, record: &ImageRecord) -> Result<Vec<BlobId>> {
+pub(crate) fn blobs_of(view: &dyn View, record: &ImageRecord) -> Result<Vec<BlobId>> {
     let mut blobs: Vec<_> = record.user_data.iter().map(|data| data.blob).collect();
+    blobs.extend(record.manifest.iter().map(|manifest| manifest.blob));
     for volume in [Some(record.volume), record.next].into_iter().flatten() {
-        blobs.extend(repo.volume(volume)?.and_then(|volume| volume.fill).and_then(|fill| fill.blob));
+        let Some(volume) = view.volume(volume)? else { continue };
+        blobs.extend(volume.fill.and_then(|fill| fill.blob));
+        blobs.extend(volume.manifest.map(|manifest| manifest.blob));
     }
     Ok(blobs)
 }

@@ -9,7 +9,7 @@ use crate::repository::{Access, Liveness};
 use crate::{Error, ErrorKind, Result, machine};
 
 use super::chain::{self, OpenChain};
-use super::{in_place, in_use, lock_image, switch};
+use super::{add, in_place, in_use, lock_image, switch};
 
 /// Whether somebody holds the image, as far as the records and the storage show; a holder that is gone does not count.
 pub(crate) fn holder<'a>(repo: &Repo, image: &'a ImageRecord) -> Result<Option<&'a Open>> {
@@ -99,6 +99,7 @@ pub(crate) fn take(repo: &Repo, id: ImageId, mode: OpenMode) -> Result<OpenChain
         since: machine::date(),
     };
     let volume = opened.chain.top().volume.id();
+    let mut hashes = None;
     let taken = repo.update_image(id, |now| {
         if now.volume != volume && !without!("lease.compare.volume")
             || !now.freeze.is_empty() && !without!("lease.compare.freeze")
@@ -114,9 +115,14 @@ pub(crate) fn take(repo: &Repo, id: ImageId, mode: OpenMode) -> Result<OpenChain
         if !without!("lease.token") {
             now.token = Token::random();
         }
+        // They are of what it was.
+        if !without!("lease.hashes") {
+            hashes = now.manifest.take();
+        }
         Ok(if without!("lease.claim") { Change::Put } else { Change::Claim })
     })?;
     opened.chain.links[0].image = taken.ok_or_else(|| repo.image_not_found(id))?;
+    add::drop_blob(repo, id, hashes.map(|hashes| hashes.blob));
     // Flag, then look: who writes into the volume without holding the image looks at the holder after.
     if let Err(error) = in_place::look(repo, volume) {
         release(repo, id)?;

@@ -157,7 +157,7 @@ impl Mend {
                         "the call that was to take it never returned",
                     ));
                 } else {
-                    add::promote(&self.repo, self.image, volume.id())?;
+                    add::promote(&self.repo, self.image, volume.id(), volume.manifest.as_ref())?;
                 }
                 Ok(Step::Again)
             }

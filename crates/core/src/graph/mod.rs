@@ -11,6 +11,7 @@ pub(crate) mod import;
 pub(crate) mod in_place;
 pub(crate) mod lease;
 pub(crate) mod look;
+pub(crate) mod manifest;
 pub(crate) mod mend;
 pub(crate) mod merge;
 pub(crate) mod mirror;

@@ -14,7 +14,7 @@ use crate::{Error, ErrorKind, Result};
 use super::add::{self, Intended, NewImage, NewVolume};
 use super::chain::{self, MAX_DEPTH};
 use super::fill::{create_qcow2, lay_out_clone, look_at_target};
-use super::{clean, in_use, lease, merge, try_lock};
+use super::{clean, in_use, lease, manifest, merge, try_lock};
 
 /// Records that `new` is to be a snapshot of the disk as it is now. The caller holds the disk's lock.
 pub(crate) fn intend(repo: &Repo, disk: ImageId, new: &NewImage<'_>) -> Result<Intended> {
@@ -53,8 +53,9 @@ pub(crate) fn intend(repo: &Repo, disk: ImageId, new: &NewImage<'_>) -> Result<I
     // Only where the snapshot's record is known not to be there; left behind, the marker is garbage that a check finds.
     let unmark = || drop(repo.driver.unmark(Marker::Holder(volume, new.id)));
     let mut snapshot = add::pending(repo, new, volume).inspect_err(|_| unmark())?;
+    snapshot.manifest = manifest::adopt(repo, &record, new.id).inspect_err(|_| unmark())?;
     if !repo.create(&mut snapshot)? {
-        add::drop_user_data(repo, snapshot.id(), snapshot.user_data);
+        add::drop_blobs(repo, &snapshot);
         let taken = repo.image(new.id)?.ok_or_else(|| repo.image_not_found(new.id))?;
         return Ok(Intended::Taken(taken));
     }
@@ -86,7 +87,7 @@ pub(crate) fn intend(repo: &Repo, disk: ImageId, new: &NewImage<'_>) -> Result<I
         },
         other => {
             if repo.delete(&snapshot)? {
-                add::drop_user_data(repo, snapshot.id(), snapshot.user_data);
+                add::drop_blobs(repo, &snapshot);
                 unmark();
             }
             Err(other.err().unwrap_or_else(|| repo.image_not_found(disk)))
@@ -201,7 +202,7 @@ pub(crate) fn complete(repo: &Repo, disk: ImageId) -> Result<()> {
 
 fn promote_all(repo: &Repo, wanted: &[ImageRecord], volume: VolumeId) -> Result<()> {
     for snapshot in wanted.iter().filter(|image| image.volume == volume && image.state == State::Pending) {
-        add::promote(repo, snapshot.id(), volume)?;
+        add::promote(repo, snapshot.id(), volume, None)?;
     }
     Ok(())
 }

@@ -66,6 +66,17 @@ pub struct UserDataRef {
     pub length: u64,
 }
 
+/// Where the hashes of an image's data are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestRef {
+    /// The blob.
+    pub blob: BlobId,
+    /// The state of the data that they are of; of another one they say nothing.
+    pub token: Token,
+    /// The BLAKE3 hash of the blob, in hexadecimal digits.
+    pub root: String,
+}
+
 /// An image.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -103,6 +114,9 @@ pub struct ImageRecord {
     pub open: Option<Open>,
     /// The caller's JSON.
     pub user_data: Option<UserDataRef>,
+    /// Hashes of its data, if all of it was read once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<ManifestRef>,
     /// The hidden image that froze this disk last; its token says whether it still is the same data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frozen_as: Option<ImageId>,

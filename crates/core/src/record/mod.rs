@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::id::Incarnation;
 use crate::{Error, ErrorKind, Result};
 
-pub use image::{ImageRecord, Kind, Open, OpenMode, State, UserDataRef};
+pub use image::{ImageRecord, Kind, ManifestRef, Open, OpenMode, State, UserDataRef};
 pub use progress::Progress;
 pub use volume::{Backing, Fill, How, Source, VolumeFormat, VolumeRecord, VolumeState};
 

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use vdsmstore_io::Format;
 
-use super::{Header, Record, Unknown, valid_size};
+use super::{Header, ManifestRef, Record, Unknown, valid_size};
 use crate::id::{BlobId, ImageId, Incarnation, Token, VolumeId};
 
 /// How the bytes of a volume are to be read. Known from here only, never guessed from content.
@@ -100,12 +100,24 @@ pub struct Fill {
     /// Paths and the like, kept with the image that is being made.
     #[serde(default)]
     pub blob: Option<BlobId>,
+    /// What was written is read back and compared.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub verify: bool,
 }
 
 impl Fill {
     /// A fill that copies nothing.
     pub fn simple(how: How) -> Self {
-        Self { how, source: None, base: None, preallocate: false, from: 0, bandwidth: None, blob: None }
+        Self {
+            how,
+            source: None,
+            base: None,
+            preallocate: false,
+            from: 0,
+            bandwidth: None,
+            blob: None,
+            verify: false,
+        }
     }
 }
 
@@ -131,6 +143,9 @@ pub struct VolumeRecord {
     /// The space of all of it was reserved when it was made.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub preallocated: bool,
+    /// Hashes of its bytes, for the image that becomes live on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<ManifestRef>,
     /// The store that writes bytes into it though it is ready, on storage of several hosts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub writer: Option<Incarnation>,

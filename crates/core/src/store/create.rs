@@ -86,6 +86,14 @@ fn invalid(parameter: &str, message: String) -> Error {
     Error::new(ErrorKind::InvalidParameter, message).with("parameter", parameter)
 }
 
+/// Nothing is copied that could be verified.
+fn ensure_no_verify(options: &CreateOptions) -> Result<()> {
+    if options.verify {
+        return Err(invalid("options", "option \"verify\" is for copies and imports".into()));
+    }
+    Ok(())
+}
+
 pub(super) fn virtual_disk(
     store: &Store,
     repo_id: &str,
@@ -98,6 +106,7 @@ pub(super) fn virtual_disk(
     let wanted = size.map(validate::size).transpose()?;
     let base = parse_base(base)?;
     validate::user_data(user_data)?;
+    ensure_no_verify(options)?;
     store.0.pool.check_id(options.task_id.as_deref())?;
     store.search(options)?;
     let (id, request) = new_id(options, "createVirtualDisk", &[&text(size), &text(base), user_data])?;
@@ -262,6 +271,7 @@ pub(super) fn snapshot(
     let repo = store.writable_repo(repo_id)?;
     let disk = ImageId::parse(disk_id)?;
     validate::user_data(user_data)?;
+    ensure_no_verify(options)?;
     store.0.pool.check_id(options.task_id.as_deref())?;
     let (id, request) = new_id(options, "createSnapshot", &[&text(Some(disk)), user_data])?;
     if answered(&repo, id, request.as_ref())?.is_some() && is_promised(&repo, id)? {
@@ -370,6 +380,7 @@ pub(super) fn copy(
         image_id: options.image_id.clone(),
         task_id: options.task_id.clone(),
         bandwidth: options.bandwidth,
+        verify: options.verify,
     };
     let search = store.search(&create)?;
     let kind = if options.mutable { "disk" } else { "snapshot" };
@@ -391,6 +402,7 @@ pub(super) fn copy(
         Some(base) => difference(&repo, &search, &found, base, options.partial)?,
     };
     volume.fill.bandwidth = options.bandwidth.map(|limit| limit.0);
+    volume.fill.verify = options.verify;
     if found.record.kind == Kind::Snapshot {
         if options.image_id.is_some() && id != image {
             return Err(invalid("imageId", format!("the copy of snapshot {image} keeps its id")));
@@ -610,6 +622,7 @@ pub(super) fn import(
     let mut fill = Fill::simple(How::Import);
     fill.bandwidth = options.bandwidth.map(|limit| limit.0);
     fill.preallocate = options.strategy == Strategy::Performance;
+    fill.verify = options.verify;
     let volume = NewVolume { format: VolumeFormat::Raw, size, backing: None, fill, partial: false };
     let strategy = options.strategy;
     let new = NewImage {

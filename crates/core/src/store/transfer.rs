@@ -101,7 +101,10 @@ impl Store {
         let base = base.as_ref().map(|base| base.image(false)).transpose()?;
         let target = Target { backed: base.is_some(), known_zero: base.is_none() };
         let plan = plan::copy(&source, base.as_ref(), target, 0, source.size())?;
-        Ok(difference::measure(&plan, source.size(), format))
+        let measured = difference::measure(&plan, source.size(), format);
+        // All of the source for its hashes, and what was written.
+        let verified = source.size().max(measured.read).saturating_add(plan.write_bytes());
+        Ok(Measure { read: if options.verify { verified } else { measured.read }, ..measured })
     }
 }
 

@@ -26,7 +26,7 @@ fn set_id(out: Out<*mut c_char>, id: ImageId) {
 /// `*image_id`: the new id; freed with `vdsmstore_string_free`.
 ///
 /// Errors: InvalidSize, RepositoryNotFound, ImageNotFound, ImageBroken, NotASnapshot, ImageExists, TaskIdInUse,
-/// TooManyVolumes, UnsupportedOperation.
+/// TooManyVolumes.
 ///
 /// # Safety
 /// `store` is NULL or a store that has not been freed; the texts are NULL or end with NUL; the out-parameters are NULL
@@ -69,7 +69,7 @@ pub unsafe extern "C" fn vdsmstore_create_virtual_disk(
 /// `*image_id`: the snapshot's id; freed with `vdsmstore_string_free`.
 ///
 /// Errors: RepositoryNotFound, ImageNotFound, ImageBroken, ImageInUse, NotADisk, ImageExists, TaskIdInUse,
-/// TooManyVolumes, UnsupportedOperation.
+/// TooManyVolumes.
 ///
 /// # Safety
 /// As `vdsmstore_create_virtual_disk`.
@@ -110,7 +110,7 @@ pub unsafe extern "C" fn vdsmstore_create_snapshot(
 /// `*copy_id`: the same id for a snapshot, a new one for a disk; freed with `vdsmstore_string_free`.
 ///
 /// Errors: RepositoryNotFound, ImageNotFound, ImageBroken, ImageInUse, NotASnapshot, ImageExists, TaskIdInUse,
-/// TooManyVolumes, UnsupportedOperation.
+/// TooManyVolumes.
 ///
 /// # Safety
 /// As `vdsmstore_create_virtual_disk`.

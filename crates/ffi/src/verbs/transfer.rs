@@ -15,7 +15,7 @@ use crate::string::{json, owned};
 /// `compress` (a qcow2 file: `"zstd"` or `"deflate"`), `taskId`, `bandwidth`.
 /// `*task_id`: of the started task, for `vdsmstore_wait_task`; freed with `vdsmstore_string_free`.
 ///
-/// Errors: RepositoryNotFound, ImageNotFound, ImageBroken, ImageInUse, CorruptImage, TaskIdInUse, UnsupportedOperation.
+/// Errors: RepositoryNotFound, ImageNotFound, ImageBroken, ImageInUse, CorruptImage, TaskIdInUse.
 ///
 /// # Safety
 /// `store` is NULL or a store that has not been freed; the texts are NULL or end with NUL; the out-parameters are NULL

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::zero::is_zero;
+use super::is_zero;
 use super::{Control, REQUEST, Requests, Totals, direct, read_padded, room, run_threads};
 use crate::plan::{Action, Move, Pieces, UNIT};
 use crate::{Image, Result};

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::zero::is_zero;
+use super::is_zero;
 use super::{Control, Outcome, REQUEST, Totals, read_padded, room, run_threads};
 use crate::plan::{Action, Move};
 use crate::{Error, ErrorKind, Image, Result};

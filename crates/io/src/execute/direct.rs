@@ -8,6 +8,7 @@ mod transfer;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Control, Requests, Totals};
+use crate::hash::Units;
 use crate::map::Holes;
 use crate::plan::{Action, Move};
 use crate::sys::queue::{Kind, Queue};
@@ -102,6 +103,7 @@ pub(super) fn run(
     source: &Image,
     base: Option<&Image>,
     target: &Image,
+    units: Option<&Units>,
     control: &Control<'_>,
     totals: &Totals,
 ) -> Result<Option<Vec<Move>>> {
@@ -117,7 +119,7 @@ pub(super) fn run(
     let share = Share::take();
     // Without a queue there are the threads.
     let Ok(queue) = Queue::new(kind, &share.sizes(), DEPTH) else { return Ok(None) };
-    let sink = Sink::Target(target.placing(bytes)?);
+    let sink = Sink::Target(target.placing(bytes)?, units);
     let mut requests = Requests { moves, done: 0, size: LARGE };
     let mut run = Transfer::new(queue, source, base, sink, control, totals);
     let outcome = run.all(&mut || Ok(requests.next().map(|step| (step, requests.rest()))));

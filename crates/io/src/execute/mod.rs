@@ -11,13 +11,14 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use crate::hash::Units;
 use crate::plan::{Action, Move, Plan, UNIT};
 use crate::{Error, ErrorKind, Image, Result};
 
 pub use compare::{compare, diff};
 pub use compress::compress;
 use share::share;
-use zero::is_zero;
+pub(crate) use zero::is_zero;
 
 /// One request, in bytes.
 const REQUEST: u64 = 1 << 20;
@@ -109,6 +110,43 @@ pub fn execute(
     target: &Image,
     control: &Control<'_>,
 ) -> Result<Outcome> {
+    run(plan, source, base, target, None, control)
+}
+
+/// The same, of a plan whose moves are whole units of 64 KiB ([`plan::copy_units`](crate::plan::copy_units)); hashes of the
+/// source are taken of what is read or known to be zero. What was not read, for it was cloned or left out, is missing in them.
+pub fn execute_hashed(
+    plan: &Plan,
+    source: &Image,
+    base: Option<&Image>,
+    target: &Image,
+    units: &Units,
+    control: &Control<'_>,
+) -> Result<Outcome> {
+    let mut at = plan.offset();
+    for step in plan.moves() {
+        if base.is_none() {
+            units.see_zeroes(at, step.offset - at);
+        }
+        at = step.offset + step.length;
+        if step.action == Action::Zero {
+            units.see_zeroes(step.offset, step.length);
+        }
+    }
+    if base.is_none() {
+        units.see_zeroes(at, plan.offset() + plan.length() - at);
+    }
+    run(plan, source, base, target, Some(units), control)
+}
+
+fn run(
+    plan: &Plan,
+    source: &Image,
+    base: Option<&Image>,
+    target: &Image,
+    units: Option<&Units>,
+    control: &Control<'_>,
+) -> Result<Outcome> {
     let moved = plan.moves().iter().fold(0u64, |sum, step| sum.saturating_add(step.length));
     let nothing_to_do = plan.length().saturating_sub(moved);
     if nothing_to_do > 0 {
@@ -116,7 +154,7 @@ pub fn execute(
     }
     let totals = Totals::default();
     let left = share(plan.moves(), source, target, control, &totals)?;
-    let left = match direct::run(&left, source, base, target, control, &totals)? {
+    let left = match direct::run(&left, source, base, target, units, control, &totals)? {
         Some(left) => Cow::Owned(left),
         None => left,
     };
@@ -127,7 +165,42 @@ pub fn execute(
             let next = requests.lock().unwrap_or_else(PoisonError::into_inner).next();
             Ok(next)
         },
-        &|step, buffers: &mut Buffers| run_move(&step, source, base, target, buffers, &totals),
+        &|step, buffers: &mut Buffers| run_move(&step, source, base, target, units, buffers, &totals),
+    )?;
+    Ok(totals.outcome())
+}
+
+/// Shows the units that a plan names to `units`.
+pub(crate) fn read_units(
+    plan: &Plan,
+    image: &Image,
+    units: &Units,
+    control: &Control<'_>,
+) -> Result<Outcome> {
+    let totals = Totals::default();
+    let mut requests = Requests { moves: plan.moves(), done: 0, size: direct::LARGE };
+    let mut next = || Ok(requests.next().map(|step| (step, 0)));
+    let visit = |step: &Move, bytes: &[u8], _: Option<&[u8]>| {
+        units.see(step.offset, bytes);
+        Ok(())
+    };
+    let left = match direct::read(&mut next, image, None, &visit, control, &totals)? {
+        Some(left) => Cow::Owned(left),
+        None => Cow::Borrowed(plan.moves()),
+    };
+    let requests = Mutex::new(Requests { moves: &left, done: 0, size: REQUEST });
+    run_threads(
+        control,
+        || {
+            let next = requests.lock().unwrap_or_else(PoisonError::into_inner).next();
+            Ok(next)
+        },
+        &|step, buffers: &mut Buffers| {
+            let bytes = room(&mut buffers.source, step.length);
+            read_padded(image, step.offset, bytes).map_err(|e| e.with_range(step.offset, step.length))?;
+            Totals::add(&totals.read, step.length);
+            visit(&step, bytes, None)
+        },
     )?;
     Ok(totals.outcome())
 }
@@ -235,6 +308,7 @@ fn run_move(
     source: &Image,
     base: Option<&Image>,
     target: &Image,
+    units: Option<&Units>,
     buffers: &mut Buffers,
     totals: &Totals,
 ) -> Result<()> {
@@ -246,6 +320,9 @@ fn run_move(
     let data = room(&mut buffers.source, length);
     source.read(offset, data).map_err(|e| e.with_range(offset, length))?;
     totals.read.fetch_add(length, Ordering::Relaxed);
+    if let Some(units) = units {
+        units.see(offset, data);
+    }
     let below = if step.action == Action::Compare {
         let base = base.ok_or_else(|| Error::new(ErrorKind::InvalidInput, "the plan needs its base"))?;
         let below = room(&mut buffers.base, length);

@@ -1,7 +1,7 @@
 //! Looking for zeroes, as fast as memory is read.
 
 /// Whether all bytes are 0.
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     /// Wide enough for the compiler to use vectors, small enough to stop early.
     const STRIDE: usize = 256;
     let mut chunks = bytes.chunks_exact(STRIDE);

@@ -198,6 +198,15 @@ impl Image {
         self.layers.get(layer).map(|layer| &**layer.data())
     }
 
+    /// Has the page cache forget what it has of the top layer, if that lies in a file and is flushed: what is read next comes
+    /// from the disk.
+    pub fn forget_cached(&self) {
+        if let Some(file) = self.device(0).and_then(Device::as_file) {
+            // Where it is not done, what is read is not worse than without.
+            let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
+        }
+    }
+
     /// Where the bytes of a run lie; `None`: in no place of a device.
     pub(crate) fn place_of(&self, kind: RunKind) -> Option<(&dyn Device, u64)> {
         let RunKind::Data { layer, device: id, device_offset } = kind else { return None };

@@ -76,6 +76,27 @@ impl Plan {
         self.moves.iter().fold(0, |sum, step| sum.saturating_add(step.length * weight(step.action)))
     }
 
+    /// The same without what lies in these ranges, which begin and end where moves may be cut: offset and length, in order.
+    pub(crate) fn without(&self, ranges: &[(u64, u64)]) -> Plan {
+        let mut plan = Plan { offset: self.offset, length: self.length, moves: Vec::new() };
+        for step in &self.moves {
+            let (mut at, end) = (step.offset, step.offset + step.length);
+            let first = ranges.partition_point(|(offset, length)| offset + length <= at);
+            for &(offset, length) in ranges[first..].iter().take_while(|(offset, _)| *offset < end) {
+                plan.push_some(at, offset.saturating_sub(at), Some(step.action));
+                at = offset + length;
+            }
+            plan.push_some(at, end.saturating_sub(at), Some(step.action));
+        }
+        plan
+    }
+
+    /// Adds the moves of a plan of what follows.
+    pub(crate) fn extend(&mut self, other: Plan) {
+        self.length = (other.offset + other.length).saturating_sub(self.offset);
+        self.moves.extend(other.moves);
+    }
+
     fn push_some(&mut self, offset: u64, length: u64, action: Option<Action>) {
         if let Some(action) = action
             && length > 0
@@ -113,9 +134,36 @@ pub struct Target {
 /// overlay is written in whole clusters, and a unit that is partly a hole in one and partly data in the other is
 /// compared, because a hole and zeroes read the same.
 pub fn copy(source: &Image, base: Option<&Image>, target: Target, offset: u64, length: u64) -> Result<Plan> {
+    plan(source, base, target, offset, length, base.is_some())
+}
+
+/// The same, and moves begin and end at multiples of 64 KiB without a base, too.
+pub fn copy_units(
+    source: &Image,
+    base: Option<&Image>,
+    target: Target,
+    offset: u64,
+    length: u64,
+) -> Result<Plan> {
+    plan(source, base, target, offset, length, true)
+}
+
+/// The units of an image that have data: what no move covers is zero.
+pub(crate) fn units(image: &Image, offset: u64, length: u64) -> Result<Plan> {
+    copy_units(image, None, Target { backed: false, known_zero: true }, offset, length)
+}
+
+fn plan(
+    source: &Image,
+    base: Option<&Image>,
+    target: Target,
+    offset: u64,
+    length: u64,
+    whole_units: bool,
+) -> Result<Plan> {
     let mut plan = Plan { offset, length, moves: Vec::new() };
     let mut pieces = Pieces::new(source, base, offset, length);
-    let mut mixed = Mixed::default();
+    let mut mixed = Mixed { based: base.is_some(), ..Mixed::default() };
     while let Some(piece) = pieces.next()? {
         let is_zero = piece.source.is_zero();
         let action = match piece.base {
@@ -130,9 +178,10 @@ pub fn copy(source: &Image, base: Option<&Image>, target: Target, offset: u64, l
                 (false, false) => Some(Action::Compare),
             },
         };
-        match piece.base {
-            None => plan.push_some(piece.offset, piece.length, action),
-            Some(_) => mixed.add(&mut plan, piece.offset, piece.length, action),
+        if whole_units {
+            mixed.add(&mut plan, piece.offset, piece.length, action);
+        } else {
+            plan.push_some(piece.offset, piece.length, action);
         }
     }
     mixed.end(&mut plan);
@@ -142,6 +191,8 @@ pub fn copy(source: &Image, base: Option<&Image>, target: Target, offset: u64, l
 /// Joins what lies in one unit to one move.
 #[derive(Default)]
 struct Mixed {
+    /// There is a base.
+    based: bool,
     offset: u64,
     length: u64,
     action: Option<Action>,
@@ -154,15 +205,24 @@ impl Mixed {
             let part = if whole { length - length % UNIT } else { (UNIT - offset % UNIT).min(length) };
             if whole || self.length == 0 || self.offset / UNIT != offset / UNIT {
                 self.end(plan);
-                *self = Self { offset, length: part, action };
+                *self = Self { offset, length: part, action, ..*self };
             } else {
                 if self.action != action {
-                    self.action = Some(Action::Compare);
+                    self.action = Some(self.both(action));
                 }
                 self.length += part;
             }
             offset += part;
             length -= part;
+        }
+    }
+
+    /// What does for both, which are not the same.
+    fn both(&self, other: Option<Action>) -> Action {
+        match (self.action, other) {
+            _ if self.based => Action::Compare,
+            (None, Some(Action::CopyNonZero)) | (Some(Action::CopyNonZero), None) => Action::CopyNonZero,
+            _ => Action::Copy,
         }
     }
 

@@ -4,6 +4,7 @@ mod chain;
 mod check;
 mod compare;
 mod create;
+mod hash;
 mod info;
 mod map;
 mod move_data;
@@ -47,6 +48,7 @@ pub fn run(json: bool, interrupt: Interrupt, command: FileCommand) -> Result<Out
         FileCommand::Measure(arguments) => map::measure(&context, &arguments),
         FileCommand::Convert(arguments) => move_data::convert(&context, &arguments),
         FileCommand::Compare(arguments) => compare::run(&context, &arguments),
+        FileCommand::Hash(arguments) => hash::run(&context, &arguments),
         FileCommand::Create(arguments) => create::run(&context, &arguments),
         FileCommand::Commit(arguments) => chain::commit(&context, &arguments),
         FileCommand::Rebase(arguments) => chain::rebase(&context, &arguments),

@@ -1,6 +1,7 @@
 //! Fill: the bytes of a volume are brought in place, in steps, with a durable watermark.
 
 mod claim;
+mod hashing;
 mod layout;
 mod limit;
 mod source;
@@ -8,17 +9,19 @@ mod source;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vdsmstore_io::{Control, Image, Layer, Target, execute, plan, without};
+use vdsmstore_io::hash::Manifest;
+use vdsmstore_io::{Control, Image, Layer, Target, execute, execute_hashed, hash, plan, without};
 
 use crate::id::{ImageId, Token};
 use crate::job::{Env, Step};
 use crate::record::{Fill, How, ImageRecord, Progress, Source, State, VolumeRecord, VolumeState};
 use crate::repo::{Change, Repo};
 use crate::repository::{Access, Liveness, OpenVolume, Read};
-use crate::{Error, Result, machine};
+use crate::{Error, ErrorKind, Result, machine};
 
-use super::{add, chain};
+use super::{add, chain, manifest};
 use claim::{claim, replace_volume};
+use hashing::Hashing;
 use layout::lay_out;
 use source::{Opened, is_source_pending, open_base, open_source, settle_base};
 
@@ -31,6 +34,8 @@ pub(crate) use source::{find_base, find_image};
 pub(crate) const STEP: u64 = 64 << 20;
 /// The longest step over nothing.
 const LONG_STEP: u64 = 64 << 30;
+/// The same where hashes are taken: those of so much take 2 MiB.
+const LONG_HASHED: u64 = 4 << 30;
 /// At most so many bytes of a job wait in the page cache to be written.
 pub(crate) const CACHED: u64 = 64 << 20;
 /// How often what is done is made durable, and said. It is looked at between steps: so that at most a step is done again
@@ -45,6 +50,8 @@ const LOOK: Duration = Duration::from_secs(1);
 pub(crate) struct Filler {
     repo: Arc<Repo>,
     image: ImageId,
+    /// The state of the image's data.
+    token: Token,
     volume: VolumeRecord,
     stage: String,
     /// Keeps the lock on the target's bytes.
@@ -64,6 +71,8 @@ struct Copying {
     watermark: u64,
     unflushed: u64,
     step: u64,
+    /// Hashes are taken of what is copied.
+    hashing: Option<Hashing>,
     limit: Limit,
     flushed_at: Instant,
     looked_at: Instant,
@@ -129,10 +138,17 @@ impl Filler {
         };
         let copy = match source {
             None => None,
-            Some(source) => Some(copying(repo, &volume, &opened, &fill, source, base, from)?),
+            Some(source) => Some(copying(repo, image, &volume, &opened, &fill, source, base, from)?),
         };
-        let filler =
-            Self { repo: Arc::clone(repo), image: image.id(), volume, stage: stage.to_owned(), opened, copy };
+        let filler = Self {
+            repo: Arc::clone(repo),
+            image: image.id(),
+            token: image.token,
+            volume,
+            stage: stage.to_owned(),
+            opened,
+            copy,
+        };
         if let Some(copy) = &filler.copy {
             env.task.set_stage(stage, copy.position, copy.size);
             // Who was displaced while it began would write over what its successor says.
@@ -158,8 +174,31 @@ impl Filler {
             return Ok(Step::Done);
         };
         let result = self.copy_some(&mut copy, env);
+        let result = match result {
+            Ok(Step::Done) => self.keep_hashes(&mut copy).map(|()| Step::Done),
+            other => other,
+        };
         self.copy = Some(copy);
         result
+    }
+
+    /// Stores the hashes of what was copied. What is not what it should be is copied again from the beginning.
+    fn keep_hashes(&mut self, copy: &mut Copying) -> Result<()> {
+        let manifest = match copy.hashing.take().map(Hashing::finish).transpose() {
+            Ok(manifest) => manifest.flatten(),
+            Err(error) => {
+                (copy.position, copy.watermark) = (0, 0);
+                if let Some(fill) = self.volume.fill.clone() {
+                    store_fill(&self.repo, &mut self.volume, &Fill { from: 0, ..fill })?;
+                }
+                return Err(error);
+            }
+        };
+        if let Some(manifest) = manifest {
+            let stored = manifest::store(&self.repo, self.image, self.token, &manifest)?;
+            self.volume.manifest = Some(stored);
+        }
+        Ok(())
     }
 
     fn copy_some(&self, copy: &mut Copying, env: &Env<'_>) -> Result<Step> {
@@ -171,32 +210,72 @@ impl Filler {
             if !without!("fill.flush.end") {
                 copy.target.flush()?;
             }
+            read_back(copy, env)?;
             copy.source.ensure_same()?;
             return Ok(Step::Done);
         }
         if let Some(pause) = copy.limit.pause() {
             return Ok(Step::Later(pause));
         }
-        let mut length = copy.step.min(copy.limit.step()).min(copy.size - copy.position);
-        let target = Target { backed: copy.backed, known_zero: !copy.backed && copy.fresh };
+        let quiet = Control { cancel: &|| env.task.is_cancelled(), progress: &|_| {}, threads: env.threads };
+        if let Some(hashing) = &mut copy.hashing
+            && let Some((offset, length)) = hashing.former(copy.limit.step().min(STEP))
+        {
+            let units = hash::Units::new(offset, length);
+            copy.limit.spend(env.outcome(units.complete(&copy.target, &quiet))?.read);
+            hashing.push_former(&units);
+            return Ok(Step::Again);
+        }
+        let left = copy.size - copy.position;
         let base = copy.base.as_ref().map(|base| &base.image);
-        let mut plan = plan::copy(&copy.source.image, base, target, copy.position, length)?;
+        let known = copy.base.as_ref().and_then(|base| base.manifest.as_ref());
+        let mut length = copy.step.min(copy.limit.step());
+        if let Some(known) = known {
+            // Whole blocks, so that their hashes can be taken.
+            length = (length - length % known.block_size()).max(known.block_size());
+        }
+        length = length.min(left);
+        let source = &copy.source.image;
+        let target = Target { backed: copy.backed, known_zero: !copy.backed && copy.fresh };
+        let planned = if copy.hashing.is_some() { plan::copy_units } else { plan::copy };
+        let mut plan = planned(source, base, target, copy.position, length)?;
         if length > STEP && !plan.moves().is_empty() {
             // A long step is for nothing to do.
             length = STEP;
-            plan = plan::copy(&copy.source.image, base, target, copy.position, length)?;
+            plan = planned(source, base, target, copy.position, length)?;
         }
-        copy.step = if plan.moves().is_empty() { (copy.step * 2).min(LONG_STEP) } else { STEP };
-        let control = Control {
-            cancel: &|| env.task.is_cancelled(),
-            progress: &|bytes| env.task.add_done(bytes),
-            threads: env.threads,
+        let longest = match &copy.hashing {
+            None => LONG_STEP,
+            // What the plan leaves out is read all the same.
+            Some(_) if base.is_some() => STEP,
+            Some(_) => LONG_HASHED,
         };
-        let outcome = execute(&plan, &copy.source.image, base, &copy.target, &control);
+        copy.step = if plan.moves().is_empty() { (copy.step * 2).min(longest) } else { STEP };
+        let control = Control { progress: &|bytes| env.task.add_done(bytes), ..quiet };
+        let units = match &copy.hashing {
+            Some(hashing) => hashing.units(copy.position, length, length == left),
+            None => hash::Units::new(copy.position, length),
+        };
+        let mut read = 0;
+        if let Some(known) = known {
+            let (rest, sieved) = env.outcome(hash::sieve(&plan, source, known, &units, &quiet))?;
+            (plan, read) = (rest, sieved.read);
+        }
+        let outcome = match &copy.hashing {
+            Some(_) => execute_hashed(&plan, source, base, &copy.target, &units, &control),
+            None => execute(&plan, source, base, &copy.target, &control),
+        };
         let outcome = env.outcome(outcome)?;
+        read += outcome.read;
+        if let Some(hashing) = &mut copy.hashing {
+            if hashing.verify() {
+                read += env.outcome(units.complete(source, &quiet))?.read;
+            }
+            hashing.push(units, &plan, base.is_some());
+        }
         copy.position += length;
         env.task.set_done(copy.position);
-        copy.limit.spend(outcome.read.max(outcome.written));
+        copy.limit.spend(read.max(outcome.written));
         copy.unflushed += outcome.cached() + outcome.zeroed.min(STEP);
         if copy.unflushed >= CACHED || machine::since(copy.flushed_at) >= WATERMARK_TIME {
             self.flush(copy, env)?;
@@ -208,6 +287,7 @@ impl Filler {
         if !without!("fill.flush.watermark") {
             copy.target.flush()?;
         }
+        read_back(copy, env)?;
         copy.watermark = copy.position;
         copy.unflushed = 0;
         copy.flushed_at = machine::now();
@@ -260,7 +340,9 @@ impl Filler {
             let (position, watermark, size, token) = self.copy.as_ref().map_or((0, 0, 0, None), |copy| {
                 // What was copied whole is kept, if it can be.
                 let flushed = without!("fill.flush.failed") || copy.target.flush().is_ok();
-                let watermark = if flushed { copy.position } else { copy.watermark };
+                // What was not read back yet is copied again.
+                let verify = copy.hashing.as_ref().is_some_and(Hashing::verify);
+                let watermark = if flushed && !verify { copy.position } else { copy.watermark };
                 (copy.position, watermark, copy.size, copy.source.token)
             });
             // It cannot be said if the storage does not take it.
@@ -294,6 +376,14 @@ impl Filler {
             && (volume.header.epoch == self.volume.header.epoch || without!("fill.compare.epoch"));
         if wanted && ours { Ok(volume.state) } else { Err(displaced()) }
     }
+}
+
+/// Reads back what was flushed, if that is wanted.
+fn read_back(copy: &mut Copying, env: &Env<'_>) -> Result<()> {
+    if let Some(hashing) = &mut copy.hashing {
+        copy.limit.spend(hashing.read_back(&copy.target, env)?);
+    }
+    Ok(())
 }
 
 /// An error as one line of at most 512 bytes.
@@ -334,8 +424,10 @@ fn store_fill(repo: &Repo, volume: &mut VolumeRecord, fill: &Fill) -> Result<()>
     Ok(())
 }
 
+#[allow(clippy::too_many_arguments)] // One place puts them together.
 fn copying(
     repo: &Repo,
+    image: &ImageRecord,
     volume: &VolumeRecord,
     opened: &OpenVolume,
     fill: &Fill,
@@ -353,7 +445,10 @@ fn copying(
         layers.extend(below);
     }
     let backed = volume.backing.is_some();
+    let expected = expected(repo, image, fill, &source)?;
+    let hashed = fill.verify || expected.is_some() && fill.how == How::Copy;
     Ok(Copying {
+        hashing: hashed.then(|| Hashing::new(image.size, fill.verify, expected, from)),
         target: chain::open_layers(layers, true, repo.memory)?,
         size: source.image.size().min(volume.size),
         source,
@@ -368,6 +463,23 @@ fn copying(
         flushed_at: machine::now(),
         looked_at: machine::now(),
     })
+}
+
+/// The hashes that the data must have: the source says so, or the image itself, which lost it.
+fn expected(repo: &Repo, image: &ImageRecord, fill: &Fill, source: &Opened) -> Result<Option<Manifest>> {
+    let ours =
+        if image.state == State::Live && fill.how == How::Copy { manifest::of(repo, image) } else { None };
+    match (&source.manifest, ours) {
+        (Some(theirs), Some(ours)) if *theirs != ours => {
+            let message = format!(
+                "image {} has other hashes in repository {:?} than where it is copied from: neither is believed",
+                image.id(),
+                repo.id
+            );
+            Err(Error::new(ErrorKind::VerificationFailed, message).with("imageId", image.id().to_string()))
+        }
+        (theirs, ours) => Ok(ours.or_else(|| theirs.clone())),
+    }
 }
 
 /// Persists why the work on an image could not even begin, if there is work left on it, or it cannot be read.

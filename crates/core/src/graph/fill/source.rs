@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use vdsmstore_io::hash::Manifest;
 use vdsmstore_io::{Image, Layer, without};
 
 use super::BASE_TRIES;
 use crate::graph::chain::{self, OpenChain, Resolved, resolve};
 use crate::graph::look::Now;
 use crate::graph::search::elsewhere;
-use crate::graph::{add, import, in_use, lease, pin, switch};
+use crate::graph::{add, import, in_use, lease, manifest, pin, switch};
 use crate::id::{ImageId, Token};
 use crate::job::Env;
 use crate::record::{Backing, Fill, How, ImageRecord, Kind, Source, State, VolumeRecord};
@@ -20,6 +21,8 @@ use crate::{Error, ErrorKind, Result};
 pub(super) struct Opened {
     pub image: Image,
     pub token: Option<Token>,
+    /// The hashes of the bytes, if they are known.
+    pub manifest: Option<Manifest>,
     /// The same bytes as layers; a file outside has none.
     pub layers: Vec<Layer>,
     /// The disk that is read itself: nothing but a lock keeps it as it is.
@@ -30,7 +33,7 @@ impl Opened {
     fn new(chain: &OpenChain) -> Result<Self> {
         let layers = chain.chain.layers(&chain.volumes);
         let token = Some(chain.chain.top().image.token);
-        Ok(Self { image: chain.image(false)?, token, layers, disk: None })
+        Ok(Self { image: chain.image(false)?, token, manifest: None, layers, disk: None })
     }
 
     /// A disk as long as nobody writes it.
@@ -112,7 +115,7 @@ pub(super) fn open_source(
         How::Zero | How::Clone => Ok(None),
         How::Import => {
             let opened = import::open(repo, image, fill)?;
-            Ok(Some(Opened { image: opened, token: None, layers: Vec::new(), disk: None }))
+            Ok(Some(Opened { image: opened, token: None, manifest: None, layers: Vec::new(), disk: None }))
         }
         How::Flatten => {
             if image.kind == Kind::Disk {
@@ -155,14 +158,18 @@ pub(super) fn open_image(
     if record.kind == Kind::Disk {
         if pin::is_possible(&repo) {
             let (opened, token) = pin::open(&repo, source.image)?;
-            return Ok(Opened { token: Some(token), ..Opened::new(&opened)? });
+            let manifest = manifest::of(&repo, &record).filter(|_| record.token == token);
+            return Ok(Opened { token: Some(token), manifest, ..Opened::new(&opened)? });
         }
         if !without!("source.lease") {
             lease::ensure_free(&repo, &record)?;
         }
-        return Opened::still(&repo, source.image);
+        let opened = Opened::still(&repo, source.image)?;
+        let manifest = manifest::of(&repo, &record).filter(|_| opened.token == Some(record.token));
+        return Ok(Opened { manifest, ..opened });
     }
     let mut opened = Opened::new(&chain::open(&repo, source.image, Access::Read)?)?;
+    opened.manifest = manifest::of(&repo, &record);
     // A snapshot's id names its data; there is nothing more to compare.
     opened.token = Some(source.token);
     Ok(opened)
@@ -214,7 +221,9 @@ pub(super) fn open_base(
     if !Arc::ptr_eq(&found, repo) {
         env.task.uses(&found, backing.image);
     }
-    Opened::new(&chain::open(&found, backing.image, Access::Read)?).map(Some)
+    let chain = chain::open(&found, backing.image, Access::Read)?;
+    let manifest = manifest::of(&found, &chain.chain.top().image);
+    Ok(Some(Opened { manifest, ..Opened::new(&chain)? }))
 }
 
 /// Where the base of a difference is whole: here, or elsewhere.

@@ -3,6 +3,7 @@
 use super::{LARGE, SMALL, cover};
 use crate::device::Direct;
 use crate::execute::{Control, Fate, Totals, fates};
+use crate::hash::Units;
 use crate::image::{Place, Placing};
 use crate::map::Holes;
 use crate::plan::{Action, Move, UNIT};
@@ -36,8 +37,8 @@ impl Part<'_> {
 
 /// What is done with the bytes.
 pub(super) enum Sink<'a> {
-    /// They are written.
-    Target(Placing<'a>),
+    /// They are written, and hashes taken of them if they are wanted.
+    Target(Placing<'a>, Option<&'a Units>),
     /// They are looked at.
     Visit(&'a Visit<'a>),
 }
@@ -187,7 +188,7 @@ impl<'a> Transfer<'a> {
             }
         }
         outcome?;
-        if let Sink::Target(placing) = self.sink {
+        if let Sink::Target(placing, _) = self.sink {
             placing.end()?;
         }
         self.left.sort_unstable_by_key(|step| step.offset);
@@ -240,7 +241,7 @@ impl<'a> Transfer<'a> {
                     work.left += length;
                     self.left.push(Move { offset: at, length, action: work.step.action });
                 }
-                if let Sink::Target(placing) = &self.sink {
+                if let Sink::Target(placing, _) = &self.sink {
                     placing.finish(&place, whole)?;
                 }
             }
@@ -283,15 +284,15 @@ impl<'a> Transfer<'a> {
             self.left.push(step);
             return Ok(());
         };
-        if let Sink::Target(placing) = &self.sink
+        if let Sink::Target(placing, _) = &self.sink
             && placing.is_crowded()?
         {
             while self.wait()? {}
-            if let Sink::Target(placing) = &mut self.sink {
+            if let Sink::Target(placing, _) = &mut self.sink {
                 placing.flush()?;
             }
         }
-        if let Sink::Target(placing) = &mut self.sink
+        if let Sink::Target(placing, _) = &mut self.sink
             && !compares
         {
             placing.foresee(offset, length, follows);
@@ -402,7 +403,12 @@ impl<'a> Transfer<'a> {
                 self.over(owner);
                 return outcome;
             }
-            Sink::Target(placing) => placing,
+            Sink::Target(placing, units) => {
+                if let Some(units) = units {
+                    units.see(step.offset, ours);
+                }
+                placing
+            }
         };
         let reserved = placing.reserves_zeroes();
         let pieces: Vec<_> = fates(&step, placing.unit(UNIT), ours, below).collect();
@@ -435,7 +441,7 @@ impl<'a> Transfer<'a> {
     fn write(&mut self, owner: usize, offset: u64, range: std::ops::Range<usize>) -> Result<u64> {
         let mut done = 0;
         loop {
-            let Sink::Target(placing) = &mut self.sink else { return Ok(done) };
+            let Sink::Target(placing, _) = &mut self.sink else { return Ok(done) };
             let Some(direct) = placing.device().direct() else { return Ok(done) };
             let left = range.len() as u64 - done;
             let whole = left - left % direct.alignment;

@@ -1,0 +1,106 @@
+//! Copies of a disk of 64 GiB that differ little from what is there already.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::FileExt;
+use std::process::{Command, Stdio};
+
+use super::{Bench, MIB, Side};
+use crate::scene::{Result, fill_with_noise, noise, tool};
+
+/// Virtual size of the disk; its data is `real`.
+const SIZE: u64 = 64 << 30;
+/// Pieces of 1 MiB that changed.
+const CHANGED: u64 = 100;
+
+impl Bench {
+    fn command(&self, arguments: &str, input: &[u8]) -> Result<String> {
+        let repos = self.repos();
+        let mut child = Command::new(&self.ours)
+            .args(repos.split(' ').chain(arguments.split(' ')))
+            .current_dir(&self.place)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut pipe = child.stdin.take().ok_or("no pipe")?;
+        pipe.write_all(input)?;
+        drop(pipe);
+        let output = child.wait_with_output()?;
+        if !output.status.success() {
+            return Err(format!("vdsmstore {arguments} failed").into());
+        }
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    }
+
+    fn repos(&self) -> String {
+        let place = |name| format!("--repo {name}=localfs-1.0:{}", self.at(name).display());
+        format!("{} {}", place("A"), place("B"))
+    }
+
+    /// The volume of an image, as QEMU is told.
+    fn path(&self, repo: &str, image: &str) -> Result<String> {
+        let told = self.command(&format!("--json image prepare {repo} {image} --read-only"), &[])?;
+        self.command(&format!("image teardown {repo} {image}"), &[])?;
+        let value: serde_json::Value = serde_json::from_str(&told)?;
+        Ok(value["path"].as_str().ok_or("no path")?.to_owned())
+    }
+
+    /// With an ancestor that both have; without, the base in another repository, read or known by its hashes.
+    pub(super) fn incremental(&self, what: &str) -> Result<()> {
+        for name in ["A", "B"] {
+            fs::create_dir(self.at(name))?;
+            self.command(&format!("repo format {name}"), &[])?;
+        }
+        fs::copy(self.at("real"), self.at("grown"))?;
+        File::options().write(true).open(self.at("grown"))?.set_len(SIZE)?;
+        let disk = self.command("image import A grown -f raw", &[])?;
+        fs::remove_file(self.at("grown"))?;
+        let plain = self.command(&format!("image copy B {disk} --snapshot"), &[])?;
+        let known = self.command(&format!("image copy B {disk} --snapshot --verify"), &[])?;
+        let ancestor = self.command(&format!("image snapshot A {disk}"), &[])?;
+        let mut seed = 77;
+        let mut piece = vec![0; MIB as usize];
+        let changed = File::create(self.at("changed"))?;
+        changed.set_len(SIZE)?;
+        for part in 0..CHANGED {
+            let at = (part * 20 + noise(&mut seed) % 16) * MIB;
+            fill_with_noise(&mut piece, &mut seed);
+            self.command(&format!("image write A {disk} --offset {at}"), &piece)?;
+            changed.write_all_at(&piece, at)?;
+        }
+        changed.sync_all()?;
+        let top = self.path("A", &disk)?;
+        // Where the file system shares extents, snapshots are clones.
+        let format = if what.is_empty() { "qcow2" } else { "raw" };
+        let side = |name: &str, command: String| Side { name: name.to_owned(), command };
+        let copy =
+            |repo: &str, base: &str| format!("OURS {} image copy {repo} {disk} --base {base}", self.repos());
+        let below = self.path("A", &ancestor)?;
+        let mut sides = Self::qemu(&format!("-f qcow2 -O qcow2 -B {below} -F raw"), &top, "theirs.qcow2");
+        sides.push(side("floor, what changed only", "FLOOR qcow2 changed floor.qcow2".to_owned()));
+        let row = format!("64 GiB, {CHANGED} MiB changed, common ancestor{what}");
+        if what.is_empty() {
+            self.row(&row, true, copy("A", &ancestor), sides)?;
+        } else {
+            // What is shared is found by the file system's map, which QEMU does not ask.
+            sides.retain(|side| !side.name.starts_with("qemu-img"));
+            self.row(&row, true, copy("A", &ancestor), sides)?;
+        }
+        for (base, row) in [(plain, "no ancestor"), (known, "no ancestor, with hashes")] {
+            let base_path = self.path("B", &base)?;
+            let create = format!("qemu-img create -q -f qcow2 -F {format} -b {top} theirs.qcow2");
+            let rebase = "qemu-img rebase -t none -T none -f qcow2 -F raw";
+            let sides = vec![side(
+                "qemu-img rebase",
+                format!(
+                    "rm -f theirs.qcow2 && {create} && {rebase} -b {base_path} theirs.qcow2 && sync theirs.qcow2"
+                ),
+            )];
+            self.row(&format!("64 GiB, {CHANGED} MiB changed, {row}{what}"), true, copy("B", &base), sides)?;
+        }
+        let made = self.command(&format!("image copy A {disk} --base {ancestor}"), &[])?;
+        let made = self.path("A", &made)?;
+        tool("qemu-img", &["compare", "-q", "-f", "qcow2", "-F", format, &made, &top])?;
+        Ok(())
+    }
+}
