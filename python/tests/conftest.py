@@ -122,7 +122,8 @@ class Scene:
     def unknown_qcow2(self) -> Path:
         """A qcow2 file with an incompatible feature that nobody knows."""
         path = self.place / "unknown.qcow2"
-        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, "1M"], check=True)
+        program = shutil.which("qemu-img") or "qemu-img"
+        subprocess.run([program, "create", "-q", "-f", "qcow2", path, "1M"], check=True)
         content = bytearray(path.read_bytes())
         content[72] = 0x80
         path.write_bytes(content)
