@@ -23,8 +23,10 @@ use vdsmstore_core::repository::{Access, Read, RecordKey};
 use vdsmstore_core::sim::SimWorld;
 use vdsmstore_core::{FixType, Store};
 use vdsmstore_io::{Format, Image, Layer};
+use vdsmstore_tests::mounts::{Mounted, can_mount};
+use vdsmstore_tests::qemu::qemu_io_works;
 use vdsmstore_tests::scene::{MIB, SIZE, Scene, bytes};
-use vdsmstore_tests::{PATIENCE, write};
+use vdsmstore_tests::{PATIENCE, prepared, run, write};
 
 use simulated::{host, join, pattern};
 
@@ -132,6 +134,47 @@ fn a_disk_that_a_merge_puts_into_a_longer_one() {
         let format = if overlay { "qcow2" } else { "raw" };
         assert_eq!(chain.scene.format("A", &chain.disk), format, "the wrong direction");
         chain.holds();
+    }
+}
+
+/// A growth that was broken off left the volume of a disk longer, and a program wrote there. What is built on a snapshot of
+/// the disk then, and is longer, has zeroes where the snapshot ends: as an overlay, and as a clone.
+#[test]
+fn a_disk_on_a_base_whose_volume_is_longer() {
+    let clones = can_mount().then(|| Mounted::new("xfs", 512));
+    if clones.is_none() {
+        println!("not root: no clones are tested");
+    }
+    for place in [None].into_iter().chain(clones.as_ref().map(Some)) {
+        for (size, qcow2) in [(SIZE, false), (SIZE + 512, false), (SIZE, true), (SIZE + 512, true)] {
+            let scene = match place {
+                None => Scene::new(),
+                Some(mounted) => Scene::within(tempfile::tempdir_in(mounted.path()).unwrap()),
+            };
+            let mut data = bytes(1, 64);
+            data.resize(size as usize, 7);
+            let disk = scene.create("A", Some(size), None, &CreateOptions::default());
+            write(&scene.store, "A", &disk, |image| image.write(0, &data));
+            if qcow2 && scene.format("A", &disk) == "raw" {
+                scene.snapshot("A", &disk);
+            }
+            let format = scene.format("A", &disk);
+            let path = prepared(&scene.store, "A", &disk, |prepared| prepared.path.clone());
+            let long = (6 * MIB).to_string();
+            run("qemu-img", &["resize", "-q", "-f", &format, &path, &long]);
+            let beyond = format!("write -P 0xee {size} {}", 6 * MIB - size);
+            assert!(qemu_io_works(&path, &format, false, &[&beyond]));
+
+            let base = scene.snapshot("A", &disk);
+            let source = scene.create("A", Some(8 * MIB), None, &CreateOptions::default());
+            write(&scene.store, "A", &source, |image| image.write(0, &data));
+            let new = scene.create("A", Some(8 * MIB), Some(&base), &CreateOptions::default());
+            let copy = scene.copy("A", &source, Some(&base), &CopyOptions::default());
+            data.resize(8 * MIB as usize, 0);
+            for id in [&new, &copy] {
+                scene.holds("A", id, &data);
+            }
+        }
     }
 }
 

@@ -71,7 +71,11 @@ pub(super) fn clone_anew(repo: &Repo, image: &ImageRecord, fill: &Fill) -> Resul
     let record = repo.image(source)?.ok_or_else(|| repo.image_not_found(source))?;
     let now = repo.volume(record.volume)?.ok_or_else(|| add::displaced(repo, old))?;
     let is_disk = record.kind == Kind::Disk;
-    let fits = now.size == image.size || now.format == VolumeFormat::Raw && now.size < image.size;
+    // What a volume has beyond its image can only be cut off a raw one.
+    let fits = match now.format {
+        VolumeFormat::Raw => now.size <= image.size,
+        VolumeFormat::Qcow2 => now.size == image.size && record.size == now.size,
+    };
     let new = if is_disk || fits {
         let size = if is_disk { now.size } else { image.size };
         add::NewVolume { format: now.format, size, backing: now.backing, fill: fill.clone(), partial: false }

@@ -1,10 +1,12 @@
 //! The layout that a fill starts from.
 
-use vdsmstore_io::{Device, qcow2, without};
+use std::sync::Arc;
+
+use vdsmstore_io::{Device, Layer, qcow2, without};
 
 use crate::graph::{add, chain, impossible_size, lock_image, merge};
 use crate::id::VolumeId;
-use crate::record::{Fill, How, Kind, VolumeFormat, VolumeRecord, VolumeState};
+use crate::record::{Backing, Fill, How, Kind, VolumeFormat, VolumeRecord, VolumeState};
 use crate::repo::Repo;
 use crate::repository::{Access, OpenVolume};
 use crate::{Error, ErrorKind, Result};
@@ -47,11 +49,56 @@ pub(super) fn lay_out(repo: &Repo, volume: &mut VolumeRecord, fill: &Fill) -> Re
                 Some(backing) => chain::mirror_of(repo, backing.image)?,
                 None => None,
             };
-            create_qcow2(&*opened.device, volume, name)?;
+            match longer_base(repo, volume)? {
+                Some(backing) => create_hiding(repo, &opened, volume, backing, name)?,
+                None => create_qcow2(&*opened.device, volume, name)?,
+            }
             volume.mirror = name.map(|(id, _)| id);
         }
     }
     Ok(opened)
+}
+
+/// What the volume is built on, if that is shorter, and on a volume of which more would show: one whose growth was broken off
+/// is longer than its image, and programs may have written there. Of what is not complete here yet nothing more can show.
+fn longer_base<'a>(repo: &Repo, volume: &'a VolumeRecord) -> Result<Option<&'a Backing>> {
+    let Some(backing) = volume.backing.as_ref().filter(|backing| backing.size < volume.size) else {
+        return Ok(None);
+    };
+    if without!("layout.hide") {
+        return Ok(None);
+    }
+    let Some((base, format)) = chain::mirror_of(repo, backing.image)? else { return Ok(None) };
+    // Only its length is looked at.
+    let device = match repo.driver.open_volume(base, Access::Moment) {
+        Ok(opened) => opened.device,
+        Err(error) if error.kind() == ErrorKind::ImageBroken => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let length = match format {
+        VolumeFormat::Raw => device.len()?,
+        VolumeFormat::Qcow2 => qcow2::info(&*device)?.size,
+    };
+    Ok((length > backing.size).then_some(backing))
+}
+
+/// Writes a qcow2 image that ends where the image below it does, and grows from there: that hides what the volume below has
+/// beyond, which only our own reading knows to leave out.
+fn create_hiding(
+    repo: &Repo,
+    opened: &OpenVolume,
+    volume: &VolumeRecord,
+    backing: &Backing,
+    name: Option<(VolumeId, VolumeFormat)>,
+) -> Result<()> {
+    let short = VolumeRecord { size: backing.size, ..volume.clone() };
+    create_qcow2(&*opened.device, &short, name)?;
+    let own = Layer { device: Arc::clone(&opened.device), format: volume.format.into(), size: backing.size };
+    let mut layers = vec![own];
+    layers.extend(chain::layers_of(repo, volume.id(), backing)?);
+    let image = chain::open_layers(layers, true, repo.memory)?;
+    image.grow(volume.size).map_err(|error| impossible_size(volume.size, error))?;
+    Ok(image.flush()?)
 }
 
 /// Whether the image to be cloned still has the representation that the clone was announced with. (One that is not
@@ -82,8 +129,16 @@ pub(crate) fn lay_out_clone(repo: &Repo, volume: &mut VolumeRecord, fill: &Fill)
     if let Some(backing) = volume.backing.as_ref().filter(|_| !without!("layout.permit")) {
         merge::permit(repo, backing.image, top.id(), volume.id())?;
     }
-    if volume.format == VolumeFormat::Raw && opened.device.len()? != volume.size {
-        opened.device.set_len(volume.size)?;
+    if volume.format == VolumeFormat::Raw {
+        let length = opened.device.len()?;
+        // What it has beyond the image is none of the image's bytes.
+        let shown = chain.chain.top().image.size.min(volume.size);
+        if length > shown && !without!("layout.cut") {
+            opened.device.set_len(shown)?;
+        }
+        if length != volume.size || shown != volume.size {
+            opened.device.set_len(volume.size)?;
+        }
     }
     volume.mirror = top.mirror;
     Ok(opened)
