@@ -244,12 +244,35 @@ fn overlay(repo: &Repo, disk: &ImageRecord, frozen: &[ImageRecord], volume: &Vol
         remember_frozen(now, frozen);
         Ok(Change::Put)
     });
-    if !matches!(switched, Ok(Some(_))) {
+    let Ok(Some(switched)) = switched else {
         drop(opened);
         add::withdraw_volume(repo, &top, disk.id());
         return Err(switched.err().unwrap_or_else(|| repo.image_not_found(disk.id())));
+    };
+    // Should the locks have been a lie: it was taken for garbage before the disk pointed at it.
+    if !without!("switch.look.overlay")
+        && let Err(error) = add::look_at_volume(repo, top.id(), disk.id())
+    {
+        let back = ImageRecord { volume: volume.id(), freeze: disk.freeze.clone(), ..switched };
+        return step_back(repo, back, &top, opened, error);
     }
     Ok(())
+}
+
+/// Points an image again at the frozen volume that it was on, unless somebody changed its record since: who took the disk
+/// has seen the new volume, which then stays.
+fn step_back(
+    repo: &Repo,
+    mut back: ImageRecord,
+    new: &VolumeRecord,
+    opened: OpenVolume,
+    error: Error,
+) -> Result<()> {
+    if repo.replace(&mut back)? {
+        drop(opened);
+        add::withdraw_volume(repo, new, back.id());
+    }
+    Err(error)
 }
 
 /// A clone of the frozen volume for one snapshot; the disk keeps its own.
@@ -279,10 +302,17 @@ fn clone_for(repo: &Repo, snapshot: &ImageRecord, volume: &VolumeRecord, opened:
         now.state = State::Live;
         Ok(Change::Put)
     })?;
-    if sealed.is_none_or(|now| now.volume != copy.id()) {
+    let Some(sealed) = sealed.filter(|now| now.volume == copy.id()) else {
         drop(handle);
         add::withdraw_volume(repo, &copy, snapshot.id());
         return Ok(());
+    };
+    // As with an overlay. The disk is not free to be written yet: what was to be cloned is there still.
+    if !without!("switch.look.clone")
+        && let Err(error) = add::look_at_volume(repo, copy.id(), snapshot.id())
+    {
+        let back = ImageRecord { volume: volume.id(), state: State::Pending, ..sealed };
+        return step_back(repo, back, &copy, handle, error);
     }
     repo.driver.unmark(Marker::Holder(volume.id(), snapshot.id()))
 }

@@ -1,5 +1,7 @@
 //! Clones, and what is merged below them.
 
+use std::sync::{Arc, Mutex};
+
 use vdsmstore_core::options::{AutoFix, CopyOptions, CreateOptions, RemoveOptions, Strategy};
 use vdsmstore_core::{FixType, Store};
 use vdsmstore_io::device::sim::hosts::{self};
@@ -221,4 +223,42 @@ fn a_snapshot_that_is_removed_twice() {
         }
     }
     println!("it came back in {back} schedules");
+}
+
+/// A host that lost its locks clones a disk for a snapshot, after another one has completed that and written the disk.
+#[test]
+fn a_snapshot_whose_clone_comes_late() {
+    let start = begin("snapshot", Storage::Clones);
+    let mut complete = 0;
+    for step in 1.. {
+        let scene = start.copy();
+        let seen = Arc::new(Mutex::new(None));
+        let works: Works<'_> = [
+            &|scene| {
+                let scene = scene.clone();
+                Box::new(move |store| drop((operations::named("snapshot").run)(store, &scene)))
+            },
+            &|scene| {
+                let (scene, seen) = (scene.clone(), seen.clone());
+                Box::new(move |store| {
+                    let Ok(image) = store.open_image("A", scene.id("disk"), true) else { return };
+                    let _ = image.write(0, &pattern(9));
+                    let _ = image.close();
+                    *seen.lock().unwrap() = read(store, "A", scene.id("new")).ok();
+                })
+            },
+        ];
+        if held(&scene, step, None, works, lose).is_none() {
+            assert!(step > 30, "{step}");
+            break;
+        }
+        let Some(data) = seen.lock().unwrap().take() else { continue };
+        complete += 1;
+        hosts::alone(3, || {
+            let store = repaired(&scene, "late");
+            assert!(read(&store, "A", scene.id("new")).unwrap() == data, "held at step {step}: it is wrong");
+            store.close().unwrap();
+        });
+    }
+    assert!(complete > 5, "{complete}");
 }

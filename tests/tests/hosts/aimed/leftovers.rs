@@ -289,3 +289,48 @@ fn an_image_that_was_answered_with_meanwhile() {
         }
     }
 }
+
+/// The new volume of a disk, or of its snapshot, is taken for garbage by a host that sees nobody point at it; the one that was
+/// about to has lost its locks.
+#[test]
+fn a_snapshot_whose_volume_is_taken_for_garbage() {
+    for storage in [Storage::Overlays, Storage::Clones] {
+        let start = begin("resize", storage);
+        for step in 1.. {
+            let scene = start.copy();
+            let what = format!("{storage:?}, held at step {step}");
+            let works: Works<'_> = [
+                &|scene| {
+                    let scene = scene.clone();
+                    Box::new(move |store| {
+                        let _ =
+                            store.create_snapshot("A", scene.id("child"), "{}", &CreateOptions::default());
+                    })
+                },
+                &|_| {
+                    Box::new(move |store| {
+                        for fix in judge::check(store, 0) {
+                            if fix.fix_type == FixType::Clean {
+                                let _ = judge::fix(store, 0, &fix);
+                            }
+                        }
+                    })
+                },
+            ];
+            if held(&scene, step, None, works, lose).is_none() {
+                assert!(step > 30, "{step}");
+                break;
+            }
+            hosts::alone(3, || {
+                let store = repaired(&scene, &what);
+                let images = scene.raw(0).images;
+                for id in images.iter().filter(|(_, image)| image["state"] == "live").map(|(id, _)| id) {
+                    read(&store, "A", id).unwrap_or_else(|error| panic!("{what}: {error:?}"));
+                }
+                let data = read(&store, "A", scene.id("child")).unwrap();
+                assert!(data == scene.data(0, "child"), "{what}: it is wrong");
+                store.close().unwrap();
+            });
+        }
+    }
+}

@@ -94,18 +94,6 @@ pub const ROWS: &[Row] = &[
             },
         )
     },
-    Row {
-        pauses: Some(184),
-        ..row(
-            "switch.compare.cloned",
-            "switch.lock.clone",
-            Storage::Clones,
-            "snapshot",
-            14..=14,
-            LOST,
-            |_| vec![Deed::Fix],
-        )
-    },
     // The disk was written since it was copied.
     row(
         "replace.compare.held+replace.compare.token+replace.compare.next",
