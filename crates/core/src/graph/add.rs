@@ -264,21 +264,28 @@ pub(crate) fn look(repo: &Repo, base: ImageId, absent: bool) -> Result<()> {
     if without!("add.look.base") {
         return Ok(());
     }
-    let Some(image) = repo.image(base)? else {
-        return if absent { Ok(()) } else { gone("was removed") };
-    };
-    match image.state {
-        State::Absorbed if without!("add.compare.absorbed") => {}
-        State::Absorbed => return gone("was merged away"),
-        State::Pending => return Ok(()),
-        State::Live | State::Removed => {}
-    }
-    if image.kind == Kind::Disk && !without!("add.compare.disk") {
-        return gone("turned out to be a virtual disk");
-    }
-    match repo.volume(image.volume)? {
-        Some(volume) if volume.state != VolumeState::Doomed || without!("add.compare.doomed") => Ok(()),
-        _ => gone("was removed"),
+    let mut before = None;
+    loop {
+        let Some(image) = repo.image(base)? else {
+            return if absent { Ok(()) } else { gone("was removed") };
+        };
+        match image.state {
+            State::Absorbed if without!("add.compare.absorbed") => {}
+            State::Absorbed => return gone("was merged away"),
+            State::Pending => return Ok(()),
+            State::Live | State::Removed => {}
+        }
+        if image.kind == Kind::Disk && !without!("add.compare.disk") {
+            return gone("turned out to be a virtual disk");
+        }
+        match repo.volume(image.volume)? {
+            Some(volume) if volume.state != VolumeState::Doomed || without!("add.compare.doomed") => {
+                return Ok(());
+            }
+            // It may have moved to another one between the two.
+            _ if before != Some(image.volume) && !without!("add.look.moved") => before = Some(image.volume),
+            _ => return gone("was removed"),
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use vdsmstore_core::options::{AutoFix, CopyOptions, CreateOptions, RemoveOptions, Strategy};
-use vdsmstore_core::{FixType, Store};
+use vdsmstore_core::{ErrorKind, FixType, Store};
 use vdsmstore_io::device::sim::hosts::{self};
 
 use super::{Works, begin, held, listed, lose, prepare, repaired, stays};
@@ -223,6 +223,38 @@ fn a_snapshot_that_is_removed_twice() {
         }
     }
     println!("it came back in {back} schedules");
+}
+
+/// What is to be built on is about to get another volume, and its first one goes, between two looks.
+#[test]
+fn a_base_that_moves_while_it_is_built_on() {
+    let start = begin("give a snapshot a volume of its own", Storage::Overlays);
+    let own = operations::named("give a snapshot a volume of its own").run;
+    for step in 1.. {
+        let mut scene = start.copy();
+        scene.expect(0, "new", scene.data(0, "upper"));
+        let what = format!("held at step {step}");
+        let works: Works<'_> = [
+            &|scene| {
+                let (scene, what) = (scene.clone(), what.clone());
+                Box::new(move |store| {
+                    let base = Some(scene.id("upper"));
+                    let new = store.create_virtual_disk("A", None, base, "{}", &named(&scene, "new"));
+                    if let Err(error) = new {
+                        assert!(error.kind() != ErrorKind::ImageNotFound, "{what}: {error:?}");
+                    }
+                })
+            },
+            &|scene| {
+                let scene = scene.clone();
+                Box::new(move |store| drop(own(store, &scene)))
+            },
+        ];
+        if held(&scene, step, None, works, stays).is_none() {
+            assert!(step > 20, "{step}");
+            return;
+        }
+    }
 }
 
 /// A host that lost its locks clones a disk for a snapshot, after another one has completed that and written the disk.
