@@ -178,13 +178,8 @@ impl<V: View> Judge<'_, V> {
             // The volume has a fix of its own.
             Some(VolumeState::Doomed) if self.view.object(image.volume)? => return Ok(None),
             None | Some(VolumeState::Doomed) => Action::CleanImage(id),
-            Some(VolumeState::Filling) => Action::Mend(id),
-            Some(VolumeState::Ready) => {
-                let others = self.view.held_by(image.volume)?;
-                let promised = others.iter().any(|other| other.freeze.contains(&id));
-                let taken = others.iter().any(|other| switch::still_writes(other, image));
-                if taken && !promised { Action::CleanImage(id) } else { Action::Mend(id) }
-            }
+            Some(VolumeState::Ready) if switch::is_forsaken(self.view, image)? => Action::CleanImage(id),
+            Some(VolumeState::Filling | VolumeState::Ready) => Action::Mend(id),
         }))
     }
 

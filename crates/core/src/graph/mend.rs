@@ -14,7 +14,7 @@ use crate::{Error, ErrorKind, Result};
 
 use super::chain::{self, Chain, Resolved};
 use super::fill::{Filler, Start};
-use super::look::{Now, View};
+use super::look::Now;
 use super::search::elsewhere;
 use super::{add, busy, clean, mirror, replace, switch};
 
@@ -150,7 +150,9 @@ impl Mend {
                         .then(|| super::lock_image(&self.repo, disk))
                         .transpose()?;
                     switch::complete(&self.repo, disk)?;
-                } else if !without!("mend.compare.taken") && self.is_taken(image)? {
+                } else if !without!("mend.compare.taken")
+                    && switch::is_forsaken(&Now(&self.repo, Read::Fresh), image)?
+                {
                     return Err(chain::broken(
                         &self.repo,
                         self.image,
@@ -163,12 +165,6 @@ impl Mend {
             }
             VolumeState::Doomed => Err(chain::broken(&self.repo, self.image, "its volume is being deleted")),
         }
-    }
-
-    /// Whether a disk still writes the volume that this snapshot was to be on.
-    fn is_taken(&self, image: &ImageRecord) -> Result<bool> {
-        let others = Now(&self.repo, Read::Fresh).held_by(image.volume)?;
-        Ok(others.iter().any(|other| switch::still_writes(other, image)))
     }
 
     fn live(&mut self, env: &Env<'_>, image: &ImageRecord) -> Result<Step> {

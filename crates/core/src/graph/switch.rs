@@ -14,6 +14,7 @@ use crate::{Error, ErrorKind, Result};
 use super::add::{self, Intended, NewImage, NewVolume};
 use super::chain::{self, MAX_DEPTH};
 use super::fill::{create_qcow2, lay_out_clone, look_at_target};
+use super::look::View;
 use super::{clean, in_use, lease, manifest, merge, try_lock};
 
 /// Records that `new` is to be a snapshot of the disk as it is now. The caller holds the disk's lock.
@@ -337,11 +338,19 @@ fn clear_freeze(repo: &Repo, disk: &ImageRecord) -> Result<()> {
 }
 
 /// Whether the image is a disk that may still write the volume that this snapshot is to be on.
-pub(crate) fn still_writes(other: &ImageRecord, snapshot: &ImageRecord) -> bool {
+fn still_writes(other: &ImageRecord, snapshot: &ImageRecord) -> bool {
     other.id() != snapshot.id()
         && other.kind == Kind::Disk
         && other.state == State::Live
         && other.holds(snapshot.volume)
+}
+
+/// Whether a pending snapshot was announced by a call that never came to promise it: no disk is to be frozen as it, and one
+/// still writes the volume that it was to be on.
+pub(crate) fn is_forsaken(view: &impl View, snapshot: &ImageRecord) -> Result<bool> {
+    let others = view.held_by(snapshot.volume)?;
+    Ok(!others.iter().any(|other| other.freeze.contains(&snapshot.id()))
+        && others.iter().any(|other| still_writes(other, snapshot)))
 }
 
 /// The disk that is to be frozen as this pending snapshot, if there is one.

@@ -6,6 +6,7 @@ use vdsmstore_io::without;
 
 use crate::graph::add::{self, Intended, NewImage, NewVolume};
 use crate::graph::chain::{Chain, MAX_DEPTH};
+use crate::graph::look::Now;
 use crate::graph::search::{Found, Search};
 use crate::graph::{chain, clean, import, in_use, lease, lock_image, replace, switch};
 use crate::id::{ImageId, Token};
@@ -499,6 +500,19 @@ fn snapshot_copy(
         };
         match present.state {
             State::Pending if without!("create.claim.joined") => return Ok(present),
+            State::Pending
+                if switch::is_forsaken(&Now(repo, Read::Fresh), &present)?
+                    && !without!("create.look.forsaken") =>
+            {
+                // Nobody was told of it, and it would be something else. Who is about to promise it has its lock.
+                let _own = lock_image(repo, id)?;
+                if let Some(seen) = repo.image(id)?
+                    && seen.state == State::Pending
+                    && switch::is_forsaken(&Now(repo, Read::Fresh), &seen)?
+                {
+                    clean::forsaken(repo, &seen)?;
+                }
+            }
             State::Pending => {
                 if let Some(joined) = join(repo, id)? {
                     return Ok(joined);

@@ -8,7 +8,7 @@ use vdsmstore_core::{FixType, Store};
 use vdsmstore_io::device::sim::hosts::{self, Act, Turn};
 
 use super::{Works, begin, held, listed, lose, prepare, repaired};
-use crate::operation::copy_to_b;
+use crate::operation::{copy_to_b, disk};
 use crate::scene::{CLUSTER, Scene, Storage, named, named_copy, pattern, read};
 use crate::{judge, operations};
 
@@ -210,5 +210,57 @@ fn a_copy_of_what_is_written_meanwhile() {
             }
             store.close().unwrap();
         });
+    }
+}
+
+/// A host dies as it takes a snapshot; another one copies a snapshot that has the same id to the repository. It gets that one,
+/// unless the disk is to be frozen as the first one: then it is told so.
+#[test]
+fn a_copy_under_the_id_of_an_abandoned_snapshot() {
+    for storage in [Storage::Overlays, Storage::Clones] {
+        let mut start = begin("create on a snapshot", storage);
+        prepare(&mut start, |store, scene| {
+            disk(store, scene, 1, "other", pattern(5));
+        });
+        let snapshot: fn(&Store, &Scene) -> vdsmstore_core::Result<()> = |store, scene| {
+            store.create_snapshot("B", scene.id("other"), "{}", &named(scene, "snapshot")).map(drop)
+        };
+        let mut abandoned = 0;
+        for after in 0.. {
+            let scene = start.copy();
+            let what = format!("{storage:?}, cut after {after} steps");
+            let finished = hosts::alone(8, || {
+                let (store, me) = scene.join("victim");
+                let power = scene.worlds[1].power(me);
+                power.cut_after(Some(after));
+                let _ = snapshot(&store, &scene);
+                let finished = !power.is_off();
+                for world in &scene.worlds {
+                    world.crash(me, &mut || true);
+                }
+                finished
+            });
+            if finished {
+                assert!(after > 15, "{after}");
+                break;
+            }
+            let id = scene.id("snapshot");
+            let raw = scene.raw(1);
+            let frozen = &raw.images[scene.id("other")]["freeze"];
+            let promised = frozen.as_array().is_some_and(|frozen| frozen.iter().any(|frozen| frozen == id))
+                || raw.images.get(id).is_some_and(|image| image["state"] == "live");
+            abandoned += u32::from(!promised && raw.images.contains_key(id));
+            hosts::alone(3, || {
+                let (store, _) = scene.join("next");
+                copy_to_b(&store, &scene, "snapshot", None, "snapshot").unwrap();
+                judge::repair_politely(&store, &what);
+                let wanted = if promised { pattern(5) } else { pattern(1) };
+                let data = read(&store, "B", id).unwrap_or_else(|error| panic!("{what}: {error:?}"));
+                assert!(data == wanted, "{what}: it is wrong");
+                assert!(read(&store, "B", scene.id("other")).unwrap() == pattern(5), "{what}");
+                store.close().unwrap();
+            });
+        }
+        assert!(abandoned > 0, "{storage:?}");
     }
 }
