@@ -7,8 +7,8 @@ use vdsmstore_core::{ErrorKind, FixType, Store};
 use vdsmstore_io::device::sim::hosts::{self};
 
 use super::{Works, begin, held, listed, lose, prepare, repaired, stays};
-use crate::operation::{copy, copy_to_b, remove_later, rewrite};
-use crate::scene::{CLUSTER, Scene, Storage, crash, named, pattern, read};
+use crate::operation::{copy, copy_to_b, remove, remove_later, rewrite};
+use crate::scene::{CLUSTER, SIZE, Scene, Storage, crash, named, pattern, read};
 use crate::{judge, operations};
 
 /// The fix of a clone completes what it is a clone of, whichever of the two is run first.
@@ -293,4 +293,62 @@ fn a_snapshot_whose_clone_comes_late() {
         });
     }
     assert!(complete > 5, "{complete}");
+}
+
+/// In the second repository a disk that is announced as a clone of `second`, and longer. Then that is lost, and
+/// copied once more as a difference, which cannot be cloned to the disk's size.
+fn announced_longer_clone() -> Scene {
+    let mut scene = begin("partial copy, then its base", Storage::Clones);
+    prepare(&mut scene, |store, scene| {
+        copy_to_b(store, scene, "snapshot", None, "snapshot").unwrap();
+        copy_to_b(store, scene, "second", None, "second").unwrap();
+        scene.expect(1, "clone", pattern(2));
+        let new = CreateOptions { auto_fix: AutoFix::Off, ..named(scene, "clone") };
+        let size = Some((SIZE + CLUSTER) as i64);
+        store.create_virtual_disk("B", size, Some(scene.id("second")), "{}", &new).unwrap();
+        scene.lose_object(1, "second");
+        copy_to_b(store, scene, "second", Some("snapshot"), "second").unwrap();
+        let format = scene.raw(1).volumes[&scene.volume(1, "second").to_string()]["format"].clone();
+        assert_eq!(format, "qcow2");
+    });
+    scene
+}
+
+/// What a disk is to be built on, in place of being cloned from it, goes before that is seen.
+#[test]
+fn a_base_in_place_of_a_clone_that_goes() {
+    let start = announced_longer_clone();
+    let mut gone = 0;
+    for step in 1.. {
+        let scene = start.copy();
+        let works: Works<'_> = [
+            &|scene| {
+                let scene = scene.clone();
+                Box::new(move |store| {
+                    if let Some(fix) = listed(store, 1, FixType::Mend, Some(scene.id("clone"))) {
+                        let _ = judge::fix(store, 1, &fix);
+                    }
+                })
+            },
+            &|scene| {
+                let scene = scene.clone();
+                Box::new(move |store| drop(remove(store, 1, &scene, "second")))
+            },
+        ];
+        if held(&scene, step, None, works, stays).is_none() {
+            assert!(step > 30, "{step}");
+            break;
+        }
+        let raw = scene.raw(1);
+        if raw.images.contains_key(scene.id("second")) {
+            continue;
+        }
+        gone += 1;
+        let volume = &raw.volumes[&scene.volume(1, "clone").to_string()];
+        assert!(
+            volume["backing"].is_null(),
+            "held at step {step}: it is built on what is not there: {volume}"
+        );
+    }
+    assert!(gone > 5, "{gone}");
 }

@@ -4,7 +4,7 @@ use vdsmstore_io::without;
 
 use crate::Result;
 use crate::graph::{add, clean, in_use};
-use crate::id::VolumeId;
+use crate::id::{ImageId, VolumeId};
 use crate::record::{Backing, Fill, How, ImageRecord, Kind, State, VolumeFormat, VolumeRecord};
 use crate::repo::{Change, Repo};
 use crate::repository::Liveness;
@@ -60,7 +60,7 @@ pub(super) fn replace_volume(repo: &Repo, image: &ImageRecord, mut fill: Fill) -
     let Some(old) = filled(image) else { return Ok(()) };
     let record = repo.volume(old)?.ok_or_else(|| add::displaced(repo, old))?;
     let (format, size, backing) = (record.format, record.size, record.backing);
-    point(repo, image, old, add::NewVolume { format, size, backing, fill, partial: false })
+    point(repo, image, old, add::NewVolume { format, size, backing, fill, partial: false }, None)
 }
 
 /// Announces a clone anew: what is to be cloned has another representation by now. A snapshot that cannot be cloned to
@@ -85,8 +85,7 @@ pub(super) fn clone_anew(repo: &Repo, image: &ImageRecord, fill: &Fill) -> Resul
         add::NewVolume { format: VolumeFormat::Qcow2, size: image.size, backing, fill, partial: false }
     };
     let base = new.backing.as_ref().filter(|_| new.fill.how != How::Clone).map(|backing| backing.image);
-    point(repo, image, old, new)?;
-    base.filter(|_| !without!("claim.look.base")).map_or(Ok(()), |base| add::look(repo, base, false))
+    point(repo, image, old, new, base)
 }
 
 /// The volume that is being filled for the image.
@@ -94,7 +93,14 @@ fn filled(image: &ImageRecord) -> Option<VolumeId> {
     if image.state == State::Pending { Some(image.volume) } else { image.next }
 }
 
-fn point(repo: &Repo, image: &ImageRecord, old: VolumeId, new: add::NewVolume) -> Result<()> {
+/// `base`: what the image comes to be built upon by this.
+fn point(
+    repo: &Repo,
+    image: &ImageRecord,
+    old: VolumeId,
+    new: add::NewVolume,
+    base: Option<ImageId>,
+) -> Result<()> {
     let is_next = image.state != State::Pending;
     let new = add::announce_volume(repo, new, image.id())?;
     let moved = repo.update_image(image.id(), |now| {
@@ -114,8 +120,12 @@ fn point(repo: &Repo, image: &ImageRecord, old: VolumeId, new: add::NewVolume) -
         add::withdraw_volume(repo, &new, image.id());
         return Err(moved.err().unwrap_or_else(|| add::displaced(repo, old)));
     }
-    if let Err(error) = add::look_at_volume(repo, new.id(), image.id()) {
-        // It was taken for garbage before the image pointed at it.
+    let looked = add::look_at_volume(repo, new.id(), image.id()).and_then(|()| match base {
+        Some(base) if !without!("claim.look.base") => add::look(repo, base, false),
+        _ => Ok(()),
+    });
+    if let Err(error) = looked {
+        // It was taken for garbage before the image pointed at it, or its base went before it was built upon.
         repo.update_image(image.id(), |now| {
             if is_next && now.next == Some(new.id()) {
                 now.next = Some(old);
