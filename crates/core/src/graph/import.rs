@@ -7,9 +7,11 @@ use serde::{Deserialize, Serialize};
 use vdsmstore_io::sys::{LockMode, ofd_would_block};
 use vdsmstore_io::{Device, FileDevice, Format, Image, Layer, qcow2, without};
 
-use crate::record::{Fill, ImageRecord, SECTOR};
+use crate::record::{Fill, ImageRecord, SECTOR, State};
 use crate::repo::Repo;
 use crate::{Error, ErrorKind, Result};
+
+use super::add;
 
 /// QEMU's lock byte for "I write".
 const QEMU_WRITES: u64 = 101;
@@ -104,7 +106,13 @@ pub(crate) fn open(repo: &Repo, image: &ImageRecord, fill: &Fill) -> Result<Imag
     let blob = fill.blob.ok_or_else(|| {
         Error::new(ErrorKind::CorruptRecord, format!("the import of image {} names no file", image.id()))
     })?;
-    let bytes = repo.driver.get_blob(image.id(), blob)?;
+    let bytes = match repo.driver.get_blob(image.id(), blob) {
+        // Whoever removed the image meanwhile, or completed it, took the blob away.
+        Err(error) if !is_wanted(repo, image)? && !without!("import.look.wanted") => {
+            return Err(add::displaced(repo, image.volume).because(error));
+        }
+        read => read?,
+    };
     let wanted: File = serde_json::from_slice(&bytes).map_err(|error| {
         Error::new(ErrorKind::CorruptRecord, format!("the import of image {}: {error}", image.id()))
     })?;
@@ -114,6 +122,12 @@ pub(crate) fn open(repo: &Repo, image: &ImageRecord, fill: &Fill) -> Result<Imag
         return Err(Error::new(ErrorKind::Conflict, message).with("path", wanted.path));
     }
     Ok(opened)
+}
+
+/// Whether the image is still to be filled as it was read.
+fn is_wanted(repo: &Repo, image: &ImageRecord) -> Result<bool> {
+    let now = repo.image(image.id())?;
+    Ok(now.is_some_and(|now| now.state == State::Pending && now.volume == image.volume))
 }
 
 fn identity(device: &FileDevice, path: &str, format: Format, host: &str) -> Result<File> {

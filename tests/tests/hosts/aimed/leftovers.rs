@@ -334,3 +334,45 @@ fn a_snapshot_whose_volume_is_taken_for_garbage() {
         }
     }
 }
+
+/// An import that is removed by another host, at each step of whoever fills it, which has lost its locks, ends as work that
+/// nobody wants any more.
+#[test]
+fn an_import_that_is_removed_meanwhile() {
+    std::fs::write(crate::file_to_import(), pattern(6)).unwrap();
+    let mut start = begin("import", Storage::Overlays);
+    prepare(&mut start, |store, scene| {
+        store.import_image("A", crate::file_to_import(), "raw", "{}", &named_off(scene)).unwrap();
+    });
+    let mut ended = 0;
+    for step in 1.. {
+        let scene = start.copy();
+        let found = Arc::new(std::sync::Mutex::new(None));
+        let works: Works<'_> = [
+            &|scene| {
+                let (scene, found) = (scene.clone(), found.clone());
+                Box::new(move |store| {
+                    let fix = listed(store, 0, FixType::Mend, Some(scene.id("new")));
+                    *found.lock().unwrap() = fix.map(|fix| judge::fix(store, 0, &fix));
+                })
+            },
+            &|scene| {
+                let scene = scene.clone();
+                Box::new(move |store| drop(remove(store, 0, &scene, "new")))
+            },
+        ];
+        if held(&scene, step, None, works, lose).is_none() {
+            assert!(step > 20, "{step}");
+            break;
+        }
+        if let Some(Err(error)) = &*found.lock().unwrap() {
+            ended += 1;
+            assert!(judge::is_polite(error.kind()), "held at step {step}: {error:?}");
+        }
+    }
+    assert!(ended > 10, "{ended}");
+}
+
+fn named_off(scene: &Scene) -> CreateOptions {
+    CreateOptions { auto_fix: AutoFix::Off, ..named(scene, "new") }
+}
