@@ -253,3 +253,17 @@ fn extents_tell_data_from_holes() {
     assert_eq!(lines, "1048576 524288 data\n");
     assert_eq!(place.json(&["image", "extents", "A", &disk, "--length", "0"]), json!([]));
 }
+
+#[test]
+fn an_export_to_the_output() {
+    let place = Place::new();
+    let disk = place.id(&["image", "create", "A", "3M"]);
+    place.write(&disk, "65000", &[7; 1000]);
+    let ran = place.run(&["--json", "image", "export", "A", &disk, "-", "-f", "raw"]);
+    let mut expected = vec![0; 3 << 20];
+    expected[65000..66000].fill(7);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(ran.out == expected);
+    let refused = place.run(&["image", "export", "A", &disk, "-", "-f", "qcow2"]);
+    assert_eq!((refused.code, refused.out.len()), (1, 0), "{}", refused.err);
+}

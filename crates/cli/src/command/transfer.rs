@@ -17,7 +17,8 @@ const EXTENTS: usize = 4096;
 /// `image export`
 pub fn export(session: &Session, arguments: &ImageExport) -> Result<Outcome> {
     let (repo, image) = (&arguments.image.repo, &arguments.image.image);
-    let path = absolute(&arguments.file)?;
+    let to_pipe = arguments.file.as_os_str() == "-";
+    let path = if to_pipe { "/dev/stdout".to_owned() } else { absolute(&arguments.file)? };
     session.connect(repo)?;
     let task = task_id(None);
     let options = ExportOptions {
@@ -35,7 +36,7 @@ pub fn export(session: &Session, arguments: &ImageExport) -> Result<Outcome> {
         };
         error.with("repoId", repo.as_str()).with("imageId", image.as_str()).with("path", path.as_str())
     })?;
-    if session.out.json() {
+    if session.out.json() && !to_pipe {
         session.out.value(&json!({ "repoId": repo, "imageId": image, "path": path }))?;
     }
     Ok(Outcome::Done)

@@ -1,16 +1,18 @@
 //! Export: an image written to a file outside, which gets its name only when it is whole.
 
 use std::fs::{self, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, OFlags};
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::{FlockOperation, OFlags, Timespec};
 use rustix::io::Errno;
 use vdsmstore_io::qcow2::Compression;
 use vdsmstore_io::{
-    Control, Device, FileDevice, Format, Image, Layer, Target, compress, execute, plan, qcow2, without,
+    Control, Device, FileDevice, Format, Image, Layer, Target, compress, execute, plan, qcow2, stream,
+    without,
 };
 
 use crate::job::{Env, Job, Step};
@@ -23,13 +25,22 @@ use super::fill::{Limit, STEP};
 /// For what may lie at a path: neither followed nor waited for.
 const UNFOLLOWED: i32 = (OFlags::NOFOLLOW.bits() | OFlags::NONBLOCK.bits()).cast_signed();
 
-/// A file to be made.
+/// What a pipe has room for, if it may: 1 MiB is what everybody may ask for (pipe(7)).
+const PIPE: usize = 1 << 20;
+/// How often it is looked whether somebody reads from a pipe.
+const READER: Duration = Duration::from_millis(50);
+/// How often it is asked whether the work is cancelled, while a pipe is full.
+const CANCEL: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+
+/// A file to be made, or a pipe to be written to.
 pub(crate) struct Destination {
     path: PathBuf,
     /// The name until it is whole.
     part: PathBuf,
     format: Format,
     overwrite: bool,
+    /// It is a pipe that is there already.
+    pipe: bool,
 }
 
 fn failed(what: &'static str, path: &Path, error: std::io::Error) -> Error {
@@ -54,7 +65,13 @@ impl Destination {
         if let Some(repo) = repos.iter().find(|repo| repo.driver.contains(parent)) {
             return Err(invalid(format!("export path {path:?} is in repository {:?}", repo.id)));
         }
+        // What is open in this process may be named by `/dev/fd/N`, which is a symbolic link.
+        let pipe = fs::metadata(&file).is_ok_and(|found| found.file_type().is_fifo());
+        if pipe && format != Format::Raw {
+            return Err(invalid(format!("export path {path:?} is a pipe, which takes raw bytes only")));
+        }
         match fs::symlink_metadata(&file) {
+            _ if pipe => {}
             Ok(_) if !overwrite => {
                 return Err(invalid(format!("export path {path:?} exists; overwrite is not set")));
             }
@@ -65,7 +82,7 @@ impl Destination {
         }
         let mut part = file.clone().into_os_string();
         part.push(".part");
-        Ok(Self { path: file, part: part.into(), format, overwrite })
+        Ok(Self { path: file, part: part.into(), format, overwrite, pipe })
     }
 
     /// A file that only one export at a time may write. Where there are no such locks, all may.
@@ -107,6 +124,8 @@ pub(crate) struct Export {
     destination: Destination,
     source: Image,
     target: Option<Image>,
+    /// The pipe of the target, once somebody reads from it.
+    pipe: Option<fs::File>,
     /// The file of the target, locked for as long as it is written.
     part: Option<fs::File>,
     /// How the file is compressed.
@@ -125,7 +144,7 @@ impl Export {
     ) -> Result<Self> {
         let source = opened.image(false)?;
         let limit = Limit::new(bandwidth);
-        Ok(Self { destination, source, target: None, part: None, compress, position: 0, limit })
+        Ok(Self { destination, source, target: None, pipe: None, part: None, compress, position: 0, limit })
     }
 
     fn create(&mut self) -> Result<Image> {
@@ -159,7 +178,56 @@ impl Export {
         Ok(Image::open(vec![Layer { device: Arc::new(device), format, size }], true)?)
     }
 
+    /// Waits until somebody reads from the pipe.
+    fn open_pipe(&self) -> Result<Option<fs::File>> {
+        let path = &self.destination.path;
+        let opened =
+            OpenOptions::new().write(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path);
+        match opened {
+            Err(error) if error.raw_os_error() == Some(Errno::NXIO.raw_os_error()) => Ok(None),
+            Err(error) => Err(failed("cannot open", path, error)),
+            Ok(pipe) => {
+                // Fewer turns; a pipe that stays small works, too.
+                let _ = rustix::pipe::fcntl_setpipe_size(&pipe, PIPE);
+                Ok(Some(pipe))
+            }
+        }
+    }
+
+    /// Writes the next piece to the pipe.
+    fn stream(&mut self, env: &Env<'_>) -> Result<Step> {
+        let size = self.source.size();
+        let Some(pipe) = &self.pipe else {
+            env.task.set_stage("1/1", 0, size);
+            self.pipe = self.open_pipe()?;
+            return Ok(if self.pipe.is_some() { Step::Again } else { Step::Later(READER) });
+        };
+        if self.position >= size {
+            self.pipe = None;
+            return Ok(Step::Done);
+        }
+        if let Some(pause) = self.limit.pause() {
+            return Ok(Step::Later(pause.min(Duration::from_secs(1))));
+        }
+        let length = STEP.min(self.limit.step()).min(size - self.position);
+        let control = Control {
+            cancel: &|| env.task.is_cancelled(),
+            progress: &|bytes| env.task.add_done(bytes),
+            threads: env.threads,
+        };
+        let path = &self.destination.path;
+        let mut sink = |bytes: &[u8]| write_all(pipe, path, bytes, &control);
+        let outcome = env.outcome(stream(&self.source, self.position, length, &control, &mut sink))?;
+        self.limit.spend(outcome.read.max(length));
+        self.position += length;
+        env.task.set_done(self.position);
+        Ok(Step::Again)
+    }
+
     fn copy(&mut self, env: &Env<'_>) -> Result<Step> {
+        if self.destination.pipe {
+            return self.stream(env);
+        }
         let size = self.source.size();
         if self.target.is_none() {
             env.task.set_stage("1/1", 0, size);
@@ -196,6 +264,35 @@ impl Export {
         env.task.set_done(self.position);
         Ok(Step::Again)
     }
+}
+
+/// Writes to a pipe that does not block, until it took all or the work is cancelled.
+fn write_all(
+    mut pipe: &fs::File,
+    path: &Path,
+    mut bytes: &[u8],
+    control: &Control<'_>,
+) -> vdsmstore_io::Result<()> {
+    use std::io::Write as _;
+    let failed = |error| vdsmstore_io::Error::os("cannot write to", error).with_path(path);
+    while !bytes.is_empty() {
+        if (control.cancel)() {
+            return Err(vdsmstore_io::Error::new(vdsmstore_io::ErrorKind::Cancelled, "cancelled"));
+        }
+        match pipe.write(bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                let mut ready = [PollFd::new(pipe, PollFlags::OUT)];
+                match rustix::event::poll(&mut ready, Some(&CANCEL)) {
+                    Ok(_) | Err(Errno::INTR) => {}
+                    Err(error) => return Err(failed(error.into())),
+                }
+            }
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Ok(())
 }
 
 impl Job for Export {

@@ -4,6 +4,7 @@ mod compare;
 mod compress;
 mod direct;
 mod share;
+mod stream;
 mod zero;
 
 use std::borrow::Cow;
@@ -18,6 +19,7 @@ use crate::{Error, ErrorKind, Image, Result};
 pub use compare::{compare, diff};
 pub use compress::compress;
 use share::share;
+pub use stream::stream;
 pub(crate) use zero::is_zero;
 
 /// One request, in bytes.

@@ -82,6 +82,19 @@ fn fcntl(file: &File, command: libc::c_int, request: &mut libc::flock) -> io::Re
 }
 
 /// The length of a block device in bytes (`BLKGETSIZE64`).
+/// In this thread, writing to a pipe that nobody reads is an error, and no signal that could end the process.
+pub(crate) fn block_broken_pipes() {
+    // SAFETY: a set of signals may hold anything before it is emptied.
+    let mut signals: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: both get a set that is exclusively borrowed.
+    unsafe {
+        libc::sigemptyset(&raw mut signals);
+        libc::sigaddset(&raw mut signals, libc::SIGPIPE);
+    }
+    // SAFETY: the set is valid, and the former one is not asked for; it changes this thread alone.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const signals, std::ptr::null_mut()) };
+}
+
 pub(crate) fn block_device_len(file: &File) -> io::Result<u64> {
     let mut length: u64 = 0;
     // SAFETY: the descriptor is open for as long as `file` is borrowed; the request writes one u64 to the
