@@ -18,7 +18,7 @@ pub mod sys;
 pub use device::sim::{Power, SimDevice, SimStorage};
 pub use device::{Device, DeviceExtent, DeviceId, Direct, FileDevice};
 pub use error::{Error, ErrorKind, Result};
-pub use execute::{Control, Outcome, compare, compress, diff, execute, execute_hashed, stream};
+pub use execute::{Control, Keep, Outcome, compare, compress, diff, execute, execute_hashed, stream};
 pub use format::{Format, qcow2};
 pub use image::{Image, ImageOptions, Layer};
 pub use map::{Run, RunKind, Runs};

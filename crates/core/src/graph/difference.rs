@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use vdsmstore_io::{Format, Image, Plan, diff};
+use vdsmstore_io::{Format, Image, Keep, Plan, diff};
 
 use crate::Result;
 use crate::types::{Extent, ExtentKind, Measure};
@@ -22,12 +22,20 @@ pub struct Difference {
     /// The last piece found: it may grow.
     pending: Option<Extent>,
     found: VecDeque<Extent>,
+    _keep: Keep,
 }
 
 /// Compares two open images, or tells what one has.
 pub(crate) fn open(source: &OpenChain, base: Option<&OpenChain>) -> Result<Difference> {
     let base = base.map(|base| base.image(false)).transpose()?;
-    Ok(Difference { source: source.image(false)?, base, position: 0, pending: None, found: VecDeque::new() })
+    Ok(Difference {
+        source: source.image(false)?,
+        base,
+        position: 0,
+        pending: None,
+        found: VecDeque::new(),
+        _keep: Keep::new(),
+    })
 }
 
 impl Difference {

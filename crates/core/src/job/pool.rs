@@ -5,6 +5,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use vdsmstore_io::Keep;
+
 use super::task::locked;
 use super::{Env, Job, Step, Task};
 use crate::id::ImageId;
@@ -29,6 +31,8 @@ struct Entry {
     task: Arc<Task>,
     job: Box<dyn Job>,
     not_before: Option<Instant>,
+    /// Its steps follow one another.
+    keep: Keep,
 }
 
 #[derive(Default)]
@@ -90,7 +94,7 @@ impl Pool {
     /// Starts a job.
     pub fn start(&self, request: TaskRequest) -> Result<Arc<Task>> {
         let (task, job) = self.register(request)?;
-        let entry = Entry { task: Arc::clone(&task), job, not_before: None };
+        let entry = Entry { task: Arc::clone(&task), job, not_before: None, keep: Keep::new() };
         locked(&self.shared.queues).waiting.push_back(entry);
         self.shared.wake.notify_one();
         Ok(task)
@@ -99,7 +103,7 @@ impl Pool {
     /// Runs a job in this thread until it ends.
     pub fn run(&self, request: TaskRequest) -> Result<()> {
         let (task, job) = self.register(request)?;
-        let mut entry = Entry { task: Arc::clone(&task), job, not_before: None };
+        let mut entry = Entry { task: Arc::clone(&task), job, not_before: None, keep: Keep::new() };
         let outcome = loop {
             match self.shared.step(&mut entry) {
                 Ok(Step::Again) => {}
@@ -111,7 +115,7 @@ impl Pool {
                 }
             }
         };
-        drop(entry.job);
+        drop((entry.job, entry.keep));
         self.shared.end(&task, outcome);
         task.outcome()
     }
@@ -195,13 +199,13 @@ impl Shared {
                     self.put_back(entry);
                 }
                 Ok(Step::Done) => {
-                    // Locks go with the job, before anybody learns that it has ended.
-                    drop(entry.job);
+                    // Locks and memory go with the job, before anybody learns that it has ended.
+                    drop((entry.job, entry.keep));
                     self.end(&entry.task, Ok(()));
                 }
                 Err(error) => {
                     entry.job.failed(&error);
-                    drop(entry.job);
+                    drop((entry.job, entry.keep));
                     self.end(&entry.task, Err(error));
                 }
             }

@@ -3,16 +3,17 @@
 //! What does not suit (nobody says how requests must be aligned, parts of clusters, compressed data, the unaligned end of a
 //! file) and what fails is left to the threads, with their errors.
 
+mod kept;
 mod transfer;
-
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Control, Requests, Totals};
 use crate::hash::Units;
 use crate::map::Holes;
 use crate::plan::{Action, Move};
-use crate::sys::queue::{Kind, Queue};
+use crate::sys::queue::Kind;
 use crate::{Image, Result, sys};
+use kept::Held;
+pub use kept::Keep;
 use transfer::{Next, Part, Sink, Transfer, Visit};
 
 /// The largest request, and a slot of memory for it.
@@ -35,36 +36,7 @@ const MAX_PARTS: usize = 64;
 const PROBES: usize = 16;
 const PROBE: u64 = 256 << 10;
 /// Less is not worth setting it up.
-const WORTHWHILE: u64 = 4 << 20;
-
-/// Slots in use by all jobs.
-static TAKEN: AtomicUsize = AtomicUsize::new(0);
-
-/// A share of the memory of all jobs.
-struct Share(usize);
-
-impl Share {
-    fn take() -> Share {
-        let mut share = 0;
-        let _ = TAKEN.fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| {
-            share = ALL_SLOTS.saturating_sub(taken).clamp(LEAST_SLOTS, SLOTS);
-            Some(taken + share)
-        });
-        Share(share)
-    }
-
-    /// The sizes of its slots.
-    fn sizes(&self) -> Vec<usize> {
-        let small = std::iter::repeat_n(SMALL as usize, self.0 * SMALL_SLOTS);
-        std::iter::repeat_n(LARGE as usize, self.0).chain(small).collect()
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        TAKEN.fetch_sub(self.0, Ordering::AcqRel);
-    }
-}
+pub(super) const WORTHWHILE: u64 = 4 << 20;
 
 /// The means that the environment leaves, for tests and to find out what is wrong: `VDSMSTORE_IO` is `cached` (none of
 /// this), `threads` (no io_uring), or anything else.
@@ -116,14 +88,13 @@ pub(super) fn run(
     if is_mostly_cached(moves, source)? {
         return Ok(None);
     }
-    let share = Share::take();
     // Without a queue there are the threads.
-    let Ok(queue) = Queue::new(kind, &share.sizes(), DEPTH) else { return Ok(None) };
+    let Some(held) = Held::take(kind) else { return Ok(None) };
     let sink = Sink::Target(target.placing(bytes)?, units);
     let mut requests = Requests { moves, done: 0, size: LARGE };
-    let mut run = Transfer::new(queue, source, base, sink, control, totals);
+    let mut run = Transfer::new(held, source, base, sink, control, totals);
     let outcome = run.all(&mut || Ok(requests.next().map(|step| (step, requests.rest()))));
-    let left = run.end();
+    let left = run.end(kind);
     outcome?;
     left.map(Some)
 }
@@ -141,11 +112,10 @@ pub(super) fn read(
     let size = source.size().max(base.map_or(0, Image::size));
     let suits = || size >= WORTHWHILE && is_direct(source) && base.is_none_or(is_direct);
     let Some(kind) = kind().filter(|_| suits()) else { return Ok(None) };
-    let share = Share::take();
-    let Ok(queue) = Queue::new(kind, &share.sizes(), DEPTH) else { return Ok(None) };
-    let mut run = Transfer::new(queue, source, base, Sink::Visit(visit), control, totals);
+    let Some(held) = Held::take(kind) else { return Ok(None) };
+    let mut run = Transfer::new(held, source, base, Sink::Visit(visit), control, totals);
     let outcome = run.all(next);
-    let left = run.end();
+    let left = run.end(kind);
     outcome?;
     left.map(Some)
 }
@@ -172,20 +142,4 @@ fn cover<'a>(image: &'a Image, holes: &mut Holes, offset: u64, length: u64) -> R
     }
     let suits = |part: &Part<'_>| part.direct.takes(part.within as u64, part.length as u64);
     Ok((parts.len() <= MAX_PARTS && parts.iter().all(suits)).then_some(parts))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn jobs_share_the_memory_and_each_has_some() {
-        let shares: Vec<Share> = (0..6).map(|_| Share::take()).collect();
-        let counts: Vec<usize> = shares.iter().map(|share| share.0).collect();
-        assert_eq!(counts, [8, 8, 8, 2, 2, 2]);
-        let bytes: usize = shares[0].sizes().iter().sum();
-        assert_eq!(bytes, 40 << 20);
-        drop(shares);
-        assert_eq!(Share::take().0, 8);
-    }
 }

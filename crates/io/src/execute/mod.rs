@@ -18,6 +18,7 @@ use crate::{Error, ErrorKind, Image, Result};
 
 pub use compare::{compare, diff};
 pub use compress::compress;
+pub use direct::Keep;
 use share::share;
 pub use stream::stream;
 pub(crate) use zero::is_zero;

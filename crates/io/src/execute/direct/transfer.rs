@@ -1,5 +1,6 @@
 //! The work on one thread: slots of memory that are read, looked at, and written.
 
+use super::kept::Held;
 use super::{LARGE, SMALL, cover};
 use crate::device::Direct;
 use crate::execute::{Control, Fate, Totals, fates};
@@ -7,7 +8,7 @@ use crate::hash::Units;
 use crate::image::{Place, Placing};
 use crate::map::Holes;
 use crate::plan::{Action, Move, UNIT};
-use crate::sys::queue::{Done, Queue, Way};
+use crate::sys::queue::{Done, Kind, Way};
 use crate::{Device, Error, Image, Result, sys};
 
 /// Whether the cache has what is to be read is asked each time; after so many times without, only now and then.
@@ -77,7 +78,7 @@ struct Pending {
 }
 
 pub(super) struct Transfer<'a> {
-    queue: Queue<'a>,
+    held: Held<'a>,
     source: &'a Image,
     base: Option<&'a Image>,
     sink: Sink<'a>,
@@ -105,18 +106,18 @@ pub(super) struct Transfer<'a> {
 
 impl<'a> Transfer<'a> {
     pub fn new(
-        queue: Queue<'a>,
+        held: Held<'a>,
         source: &'a Image,
         base: Option<&'a Image>,
         sink: Sink<'a>,
         control: &'a Control<'a>,
         totals: &'a Totals,
     ) -> Transfer<'a> {
-        let slots = || 0..queue.slots();
-        let of = |size: u64| slots().rev().filter(|slot| queue.size(*slot) as u64 == size).collect();
+        let slots = || 0..held.queue.slots();
+        let of = |size: u64| slots().rev().filter(|slot| held.queue.size(*slot) as u64 == size).collect();
         let (free, works) = ([of(SMALL), of(LARGE)], slots().map(|_| None).collect());
         Transfer {
-            queue,
+            held,
             source,
             base,
             sink,
@@ -165,12 +166,12 @@ impl<'a> Transfer<'a> {
     }
 
     fn release(&mut self, slot: usize) {
-        let size = self.queue.size(slot) as u64;
+        let size = self.held.queue.size(slot) as u64;
         self.slots_for(size).push(slot);
     }
 
-    /// Waits for what is under way, gives up what was reserved, and returns what is left, in order.
-    pub fn end(mut self) -> Result<Vec<Move>> {
+    /// Waits for what is under way, gives up what was reserved and the queue, and returns what is left, in order.
+    pub fn end(mut self, kind: Kind) -> Result<Vec<Move>> {
         self.stopping = true;
         let mut outcome = Ok(());
         // What was placed must be finished, whatever else goes wrong.
@@ -187,6 +188,7 @@ impl<'a> Transfer<'a> {
                 }
             }
         }
+        self.held.give_back(kind);
         outcome?;
         if let Sink::Target(placing, _) = self.sink {
             placing.end()?;
@@ -211,13 +213,13 @@ impl<'a> Transfer<'a> {
             return Ok(true);
         }
         let failed = |error| Error::os("cannot wait for requests", error);
-        self.queue.submit().map_err(failed)?;
+        self.held.queue.submit().map_err(failed)?;
         let pending = &self.pending;
         let slot = |token: u64| match pending.get(token as usize) {
             Some(Some(request)) => request.slot,
             _ => usize::MAX,
         };
-        let Some(done) = self.queue.wait(slot).map_err(failed)? else { return Ok(false) };
+        let Some(done) = self.held.queue.wait(slot).map_err(failed)? else { return Ok(false) };
         self.ended(&done)?;
         Ok(true)
     }
@@ -316,7 +318,7 @@ impl<'a> Transfer<'a> {
 
     /// Starts to read a slot.
     fn load(&mut self, owner: usize, slot: usize, parts: &[Part<'a>], length: u64) {
-        let Some(bytes) = self.queue.bytes_mut(slot) else {
+        let Some(bytes) = self.held.queue.bytes_mut(slot) else {
             // It was free.
             if let Some(work) = &mut self.works[owner] {
                 work.failed = true;
@@ -354,7 +356,7 @@ impl<'a> Transfer<'a> {
             self.pending.len() - 1
         });
         let (owner, slot) = (request.owner, request.slot);
-        let started = self.queue.start(way, &direct.file, offset, slot, range, token as u64);
+        let started = self.held.queue.start(way, &direct.file, offset, slot, range, token as u64);
         self.pending[token] = Some(request);
         if let Some(work) = &mut self.works[owner] {
             work.pending += 1;
@@ -375,7 +377,7 @@ impl<'a> Transfer<'a> {
         if !part.device.as_file().is_some_and(|file| sys::is_cached(file, part.offset..end)) {
             return false;
         }
-        let Some(bytes) = self.queue.bytes_mut(slot) else { return false };
+        let Some(bytes) = self.held.queue.bytes_mut(slot) else { return false };
         let read = part.device.read_at(part.offset, &mut bytes[part.within..part.within + part.length]);
         if read.is_ok() {
             self.cold = 0;
@@ -387,7 +389,7 @@ impl<'a> Transfer<'a> {
     fn loaded(&mut self, owner: usize) -> Result<()> {
         let Some(work) = self.works[owner].as_mut() else { return Ok(()) };
         let (step, base) = (work.step, work.base);
-        let (queue, length) = (&self.queue, step.length as usize);
+        let (queue, length) = (&self.held.queue, step.length as usize);
         let bytes = |slot| queue.bytes(slot).map(|bytes| &bytes[..length]);
         let (Some(ours), false) = (bytes(owner), work.failed || self.stopping) else {
             work.left = step.length;

@@ -97,6 +97,22 @@ impl<'a> Queue<'a> {
         Ok(Queue { means, memory, slots, busy: vec![0; sizes.len()], under_way: 0, files: PhantomData })
     }
 
+    /// Waits for what is under way; then it has no more to do with any file. None: that could not be waited for.
+    pub fn rest(mut self) -> Option<Queue<'static>> {
+        self.drain().ok()?;
+        // SAFETY: only the lifetime changes. It says how long the files of requests are open, and there are none: nothing is under
+        // way, and neither means remembers a file.
+        Some(unsafe { std::mem::transmute::<Queue<'a>, Queue<'static>>(self) })
+    }
+
+    fn drain(&mut self) -> io::Result<()> {
+        while self.under_way > 0 {
+            self.wait(|_| usize::MAX)?;
+        }
+        self.busy.fill(0);
+        Ok(())
+    }
+
     /// How many slots there are.
     pub fn slots(&self) -> usize {
         self.slots.len()
@@ -176,11 +192,9 @@ impl<'a> Queue<'a> {
 
 impl Drop for Queue<'_> {
     fn drop(&mut self) {
-        while self.under_way > 0 {
-            if self.wait(|_| usize::MAX).is_err() {
-                // It was never seen; memory that might still be written is not given back.
-                return;
-            }
+        if self.drain().is_err() {
+            // It was never seen; memory that might still be written is not given back.
+            return;
         }
         // SAFETY: this is the only place that drops it, and nothing is under way in it.
         unsafe { ManuallyDrop::drop(&mut self.memory) };
