@@ -1,12 +1,17 @@
 //! Comparing two images, and listing what differs.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::is_zero;
-use super::{Control, REQUEST, Requests, Totals, direct, read_padded, room, run_threads};
-use crate::plan::{Action, Move, Pieces, UNIT};
+use super::{
+    Buffers, Control, Keep, REQUEST, Requests, Totals, direct, is_zero, read_padded, room, run_threads,
+};
+use crate::plan::{Action, Move, Piece, Pieces, UNIT};
 use crate::{Image, Result};
+
+/// Bytes that are looked at before what differs in them is told.
+const WINDOW: u64 = 256 << 20;
 
 /// The first offset at which the images differ, `None` if nowhere. If one is longer, the rest must be zero.
 ///
@@ -90,8 +95,7 @@ impl Feed<'_> {
                 self.closed = true;
                 continue;
             };
-            let base = piece.base.unwrap_or(crate::RunKind::Hole);
-            if base.is_shared(&piece.source) || (base.is_zero() && piece.source.is_zero()) {
+            if is_same(&piece) {
                 control.check()?;
                 (control.progress)(piece.length);
                 self.closed = true;
@@ -116,37 +120,161 @@ pub fn diff(
     length: u64,
     visit: &mut dyn FnMut(u64, u64, bool) -> Result<()>,
 ) -> Result<()> {
-    let end = offset.saturating_add(length);
     let mut found = Found { visit, last: None };
-    let mut pieces = Pieces::new(source, base, offset, length);
-    let (mut ours, mut theirs) = (vec![0; UNIT as usize], vec![0; UNIT as usize]);
-    // All before `at` is dealt with.
-    let mut at = offset;
-    while let Some(piece) = pieces.next()? {
-        let base_kind = piece.base.unwrap_or(crate::RunKind::Hole);
-        let same = base_kind.is_shared(&piece.source) || (base_kind.is_zero() && piece.source.is_zero());
-        let piece_end = piece.offset + piece.length;
-        while at < piece_end {
-            let block_end = (at - at % UNIT + UNIT).min(end);
-            if same && at >= piece.offset && block_end <= piece_end {
-                // Whole blocks of it.
-                at = if piece_end == end { end } else { (piece_end - piece_end % UNIT).max(block_end) };
-                continue;
+    let mut blocks = Blocks::new(source, base, offset, length);
+    let control = Control { cancel: &|| false, progress: &|_| {}, threads: 1 };
+    // From window to window.
+    let _keep = Keep::new();
+    let mut buffers = Buffers::default();
+    loop {
+        // What differs comes in no order: a window is looked at whole before any of it is told.
+        let window = Mutex::new(Vec::new());
+        let look = |step: &Move, ours: &[u8], theirs: Option<&[u8]>| {
+            let mut window = window.lock().unwrap_or_else(PoisonError::into_inner);
+            differing(step, ours, theirs, &mut window);
+            Ok(())
+        };
+        let mut steps = Vec::new();
+        let (mut bytes, mut more) = (0, true);
+        while more && bytes < WINDOW {
+            match blocks.next(direct::LARGE)? {
+                Some(step) => {
+                    bytes += step.length;
+                    steps.push(step);
+                }
+                None => more = false,
             }
-            let bytes = (block_end - at) as usize;
-            let (ours, theirs) = (&mut ours[..bytes], &mut theirs[..bytes]);
-            source.read(at, ours).map_err(|e| e.with_range(at, bytes as u64))?;
-            match base {
-                Some(base) => read_padded(base, at, theirs).map_err(|e| e.with_range(at, bytes as u64))?,
-                None => theirs.fill(0),
-            }
-            if ours != theirs {
-                found.push(at, bytes as u64, is_zero(ours))?;
-            }
-            at = block_end;
+        }
+        let mut asked = steps.iter();
+        let mut next = || Ok(asked.next().map(|step| (*step, 0)));
+        let left = if bytes >= direct::WORTHWHILE {
+            direct::read(&mut next, source, base, &look, &control, &Totals::default())?
+        } else {
+            None
+        };
+        for step in (Requests { moves: left.as_ref().unwrap_or(&steps), done: 0, size: REQUEST }) {
+            let (offset, length) = (step.offset, step.length);
+            let ours = room(&mut buffers.source, length);
+            source.read(offset, ours).map_err(|e| e.with_range(offset, length))?;
+            let theirs = match base {
+                Some(base) => {
+                    let theirs = room(&mut buffers.base, length);
+                    read_padded(base, offset, theirs).map_err(|e| e.with_range(offset, length))?;
+                    Some(&*theirs)
+                }
+                None => None,
+            };
+            look(&step, ours, theirs)?;
+        }
+        let mut window = window.into_inner().unwrap_or_else(PoisonError::into_inner);
+        window.sort_unstable();
+        for (offset, length, zero) in window {
+            found.push(offset, length, zero)?;
+        }
+        if !more {
+            return found.finish();
         }
     }
-    found.finish()
+}
+
+/// Looks at the blocks of a step. Without a base, what is not zero differs.
+fn differing(step: &Move, ours: &[u8], theirs: Option<&[u8]>, found: &mut Vec<(u64, u64, bool)>) {
+    let mut start = 0;
+    while start < ours.len() {
+        let at = step.offset + start as u64;
+        let end = ours.len().min(start + (UNIT - at % UNIT) as usize);
+        let block = &ours[start..end];
+        let zero = is_zero(block);
+        if theirs.map_or(!zero, |theirs| theirs[start..end] != *block) {
+            let length = block.len() as u64;
+            match found.last_mut() {
+                Some((last, so_far, kind)) if *last + *so_far == at && *kind == zero => *so_far += length,
+                _ => found.push((at, length, zero)),
+            }
+        }
+        start = end;
+    }
+}
+
+/// Hands out which blocks of [`UNIT`] must be looked at, in order.
+struct Blocks<'a> {
+    pieces: Pieces<'a>,
+    piece: Option<Piece>,
+    action: Action,
+    /// All before it is dealt with.
+    at: u64,
+    end: u64,
+    /// Found, and not yet handed out.
+    rest: Range<u64>,
+}
+
+impl<'a> Blocks<'a> {
+    fn new(source: &'a Image, base: Option<&'a Image>, offset: u64, length: u64) -> Self {
+        let action = if base.is_some() { Action::Compare } else { Action::Copy };
+        let end = offset.saturating_add(length);
+        let pieces = Pieces::new(source, base, offset, length);
+        Blocks { pieces, piece: None, action, at: offset, end, rest: offset..offset }
+    }
+
+    /// The next step, which crosses no multiple of `size`.
+    fn next(&mut self, size: u64) -> Result<Option<Move>> {
+        let stop = |start: u64| start - start % size + size;
+        while self.rest.is_empty() || self.rest.end < stop(self.rest.start) {
+            match self.range()? {
+                Some(range) if range.start == self.rest.end || self.rest.is_empty() => {
+                    let start = if self.rest.is_empty() { range.start } else { self.rest.start };
+                    self.rest = start..range.end;
+                }
+                Some(range) => {
+                    let step = self.step(self.rest.clone());
+                    self.rest = range;
+                    return Ok(Some(step));
+                }
+                None if self.rest.is_empty() => return Ok(None),
+                None => break,
+            }
+        }
+        let now = self.rest.start..self.rest.end.min(stop(self.rest.start));
+        self.rest.start = now.end;
+        Ok(Some(self.step(now)))
+    }
+
+    fn step(&self, range: Range<u64>) -> Move {
+        Move { offset: range.start, length: range.end - range.start, action: self.action }
+    }
+
+    /// Some blocks that follow one another.
+    fn range(&mut self) -> Result<Option<Range<u64>>> {
+        loop {
+            let Some(piece) =
+                self.piece.take().map_or_else(|| self.pieces.next(), |piece| Ok(Some(piece)))?
+            else {
+                return Ok(None);
+            };
+            let end = piece.offset + piece.length;
+            if self.at >= end {
+                continue;
+            }
+            self.piece = Some(piece);
+            let block_end = (self.at - self.at % UNIT + UNIT).min(self.end);
+            let same = is_same(&piece);
+            if same && self.at >= piece.offset && block_end <= end {
+                // Whole blocks of it.
+                self.at = if end == self.end { end } else { (end - end % UNIT).max(block_end) };
+                continue;
+            }
+            let stop = if same { block_end } else { end.next_multiple_of(UNIT).min(self.end) };
+            let range = self.at..stop;
+            self.at = stop;
+            return Ok(Some(range));
+        }
+    }
+}
+
+/// Whether both are known to be the same without being read.
+fn is_same(piece: &Piece) -> bool {
+    let base = piece.base.unwrap_or(crate::RunKind::Hole);
+    base.is_shared(&piece.source) || (base.is_zero() && piece.source.is_zero())
 }
 
 /// Merges what differs.

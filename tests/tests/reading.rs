@@ -1,0 +1,167 @@
+//! Reading past the page cache where nothing is moved as it is: what differs is listed, clusters are compressed, and what two
+//! files share is not read. Needs root.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "tests fail by panicking; numbers are small"
+)]
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use vdsmstore_io::qcow2::{self, Backing, CreateOptions as NewFile};
+use vdsmstore_io::{FileDevice, Format, Image, Layer, diff};
+use vdsmstore_tests::mounts::{Mounted, can_mount};
+use vdsmstore_tests::run;
+
+const MIB: u64 = 1 << 20;
+/// Not a multiple of a block.
+const SIZE: u64 = 40 * MIB + 1536;
+const UNIT: usize = 64 << 10;
+
+/// Bytes that are no zeroes, others for each seed.
+fn noise(mut seed: u64, length: u64) -> Vec<u8> {
+    let mut byte = || {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (seed >> 56) as u8 | 1
+    };
+    (0..length).map(|_| byte()).collect()
+}
+
+/// Data, a hole, written zeroes.
+fn disk(path: &Path) {
+    let file = File::create(path).unwrap();
+    file.set_len(SIZE).unwrap();
+    file.write_all_at(&noise(1, 16 * MIB), 0).unwrap();
+    file.write_all_at(&vec![0; 3 * MIB as usize], 20 * MIB).unwrap();
+    file.write_all_at(&noise(2, 12 * MIB + 1536), 28 * MIB).unwrap();
+    file.sync_all().unwrap();
+}
+
+/// Nothing of the file is in the page cache.
+fn forget(path: &Path) {
+    let file = File::open(path).unwrap();
+    file.sync_all().unwrap();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+}
+
+/// Bytes of files that are in the page cache.
+fn cached(paths: &[&Path]) -> u64 {
+    let mut arguments = vec!["--bytes", "--noheadings", "--output", "RES"];
+    arguments.extend(paths.iter().map(|path| path.to_str().unwrap()));
+    let output = run("fincore", &arguments);
+    String::from_utf8(output.stdout).unwrap().lines().map(|line| line.trim().parse::<u64>().unwrap()).sum()
+}
+
+fn layer(path: &Path, format: Format, writable: bool) -> Layer {
+    Layer { device: Arc::new(FileDevice::open(path, writable).unwrap()), format, size: SIZE }
+}
+
+fn open(path: &Path, format: Format) -> Image {
+    Image::open(vec![layer(path, format, false)], false).unwrap()
+}
+
+/// What QEMU reads of it.
+fn bytes(path: &Path, format: Format) -> Vec<u8> {
+    let raw = path.with_extension("all");
+    let (from, to) = (path.to_str().unwrap(), raw.to_str().unwrap());
+    run("qemu-img", &["convert", "-f", &format.to_string(), "-O", "raw", from, to]);
+    let mut all = std::fs::read(&raw).unwrap();
+    all.resize(SIZE as usize, 0);
+    std::fs::remove_file(raw).unwrap();
+    all
+}
+
+/// What a list of differences should say of a range.
+fn expected(ours: &[u8], theirs: &[u8], start: u64, length: u64) -> Vec<(u64, u64, bool)> {
+    let mut found: Vec<(u64, u64, bool)> = Vec::new();
+    let (mut at, end) = (start as usize, (start + length) as usize);
+    while at < end {
+        let next = ((at / UNIT + 1) * UNIT).min(end);
+        let (a, b) = (&ours[at..next], &theirs[at..next]);
+        if a != b {
+            let zero = a.iter().all(|byte| *byte == 0);
+            let length = (next - at) as u64;
+            match found.last_mut() {
+                Some(last) if last.0 + last.1 == at as u64 && last.2 == zero => last.1 += length,
+                _ => found.push((at as u64, length, zero)),
+            }
+        }
+        at = next;
+    }
+    found
+}
+
+fn differences(source: &Image, base: Option<&Image>, start: u64, length: u64) -> Vec<(u64, u64, bool)> {
+    let mut found = Vec::new();
+    diff(source, base, start, length, &mut |offset, length, zero| {
+        found.push((offset, length, zero));
+        Ok(())
+    })
+    .unwrap();
+    found
+}
+
+#[test]
+fn what_differs_is_listed_in_order_and_past_the_page_cache() {
+    if !can_mount() {
+        println!("not root: nothing is tested");
+        return;
+    }
+    for kind in ["ext4", "xfs", "btrfs"] {
+        let dir = Mounted::new(kind, 512);
+        let at = |name: &str| dir.path().join(name);
+        let (base, raw, top) = (at("base"), at("raw"), at("top"));
+        disk(&base);
+        // The same again, not shared, but for some places.
+        disk(&raw);
+        let file = File::options().write(true).open(&raw).unwrap();
+        for place in [0, MIB + 100, 9 * MIB, 15 * MIB - 1, 21 * MIB + 7, 33 * MIB, SIZE - 1] {
+            file.write_all_at(&[2], place).unwrap();
+        }
+        file.write_all_at(&vec![0; 2 * MIB as usize], 10 * MIB).unwrap();
+        drop(file);
+        // An overlay that equals its base in some clusters.
+        let named = Backing { name: "base".to_owned(), format: Format::Raw };
+        let new = NewFile { size: SIZE, backing: Some(named), preallocate_metadata: false };
+        qcow2::create(&FileDevice::create_new(&top).unwrap(), &new).unwrap();
+        let layers = |writable| vec![layer(&top, Format::Qcow2, writable), layer(&base, Format::Raw, false)];
+        {
+            let change = Image::open(layers(true), true).unwrap();
+            change.write(2 * MIB, &noise(1, 16 * MIB)[2 * MIB as usize..12 * MIB as usize]).unwrap();
+            change.write(5 * MIB + 3, &[4; 70_000]).unwrap();
+            change.write_zeroes(30 * MIB, MIB).unwrap();
+            change.flush().unwrap();
+        }
+        let files = [base.as_path(), raw.as_path(), top.as_path()];
+        let (of_base, of_raw, of_top) =
+            (bytes(&base, Format::Raw), bytes(&raw, Format::Raw), bytes(&top, Format::Qcow2));
+        let nothing = vec![0; SIZE as usize];
+        let (base, raw, top) =
+            (open(&base, Format::Raw), open(&raw, Format::Raw), Image::open(layers(false), false).unwrap());
+        let cases = [
+            (&raw, &of_raw, Some(&base), &of_base),
+            (&top, &of_top, Some(&base), &of_base),
+            (&top, &of_top, Some(&raw), &of_raw),
+            (&raw, &of_raw, None, &nothing),
+            (&top, &of_top, None, &nothing),
+        ];
+        for (index, (source, ours, below, theirs)) in cases.into_iter().enumerate() {
+            for (start, length) in [(0, SIZE), (100, SIZE - 200), (64 << 10, 21 * MIB + 5), (4 * MIB, 0)] {
+                files.iter().for_each(|path| forget(path));
+                let found = differences(source, below, start, length);
+                assert_eq!(found, expected(ours, theirs, start, length), "{kind} {index} {start} {length}");
+                assert!(length == 0 || !found.is_empty());
+                // Btrfs itself reads what has checksums through the cache.
+                if start % 4096 == 0 && kind != "btrfs" {
+                    // The piece with the end of the file, tables.
+                    let left = cached(&files);
+                    assert!(left <= 9 * MIB, "{kind} {index} {start}: {left}");
+                }
+            }
+        }
+    }
+}
