@@ -12,8 +12,9 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use vdsmstore_io::plan::{self, Target};
 use vdsmstore_io::qcow2::{self, Backing, CreateOptions as NewFile};
-use vdsmstore_io::{FileDevice, Format, Image, Layer, diff};
+use vdsmstore_io::{Action, Control, FileDevice, Format, Image, Layer, compare, diff, execute};
 use vdsmstore_tests::mounts::{Mounted, can_mount};
 use vdsmstore_tests::run;
 
@@ -46,6 +47,12 @@ fn forget(path: &Path) {
     let file = File::open(path).unwrap();
     file.sync_all().unwrap();
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+}
+
+fn forget_all(paths: &[&Path]) {
+    for path in paths {
+        forget(path);
+    }
 }
 
 /// Bytes of files that are in the page cache.
@@ -132,7 +139,7 @@ fn what_differs_is_listed_in_order_and_past_the_page_cache() {
         {
             let change = Image::open(layers(true), true).unwrap();
             change.write(2 * MIB, &noise(1, 16 * MIB)[2 * MIB as usize..12 * MIB as usize]).unwrap();
-            change.write(5 * MIB + 3, &[4; 70_000]).unwrap();
+            change.write(5 * MIB + 3, &vec![4; 70_000]).unwrap();
             change.write_zeroes(30 * MIB, MIB).unwrap();
             change.flush().unwrap();
         }
@@ -151,7 +158,7 @@ fn what_differs_is_listed_in_order_and_past_the_page_cache() {
         ];
         for (index, (source, ours, below, theirs)) in cases.into_iter().enumerate() {
             for (start, length) in [(0, SIZE), (100, SIZE - 200), (64 << 10, 21 * MIB + 5), (4 * MIB, 0)] {
-                files.iter().for_each(|path| forget(path));
+                forget_all(&files);
                 let found = differences(source, below, start, length);
                 assert_eq!(found, expected(ours, theirs, start, length), "{kind} {index} {start} {length}");
                 assert!(length == 0 || !found.is_empty());
@@ -163,5 +170,108 @@ fn what_differs_is_listed_in_order_and_past_the_page_cache() {
                 }
             }
         }
+    }
+}
+
+const QUIET: Control<'static> = Control { cancel: &|| false, progress: &|_| {}, threads: 2 };
+
+/// What of two files is compared byte by byte, in bytes.
+fn to_compare(source: &Image, base: &Image) -> u64 {
+    let plan = plan::copy(source, Some(base), Target { backed: true, known_zero: false }, 0, SIZE).unwrap();
+    plan.moves().iter().filter(|step| step.action == Action::Compare).map(|step| step.length).sum()
+}
+
+#[test]
+fn what_two_files_share_is_not_read() {
+    if !can_mount() {
+        println!("not root: nothing is tested");
+        return;
+    }
+    // No more of a piece is read than its neighbourhood.
+    let around = 256 << 10;
+    for kind in ["xfs", "btrfs", "ext4"] {
+        let dir = Mounted::new(kind, 512);
+        let at = |name: &str| dir.path().join(name);
+        let text = |name: &str| at(name).to_str().unwrap().to_owned();
+        let shares = kind != "ext4";
+        disk(&at("base"));
+        run("cp", &["--reflink=auto", &text("base"), &text("clone")]);
+        run("cp", &["--reflink=never", "--sparse=always", &text("base"), &text("other")]);
+        // Not on the disk yet: the map still says that it is shared.
+        let change = File::options().write(true).open(at("clone")).unwrap();
+        change.write_all_at(&noise(9, MIB), 5 * MIB + 777).unwrap();
+        let image = |name: &str| open(&at(name), Format::Raw);
+        let (base, clone, other) = (image("base"), image("clone"), image("other"));
+        let count = to_compare(&clone, &base);
+        if shares {
+            assert!((MIB..=MIB + around).contains(&count), "{kind}: {count}");
+        } else {
+            assert!(count > 27 * MIB, "{kind}: {count}");
+        }
+        // The same bytes in other places, and zeroes that only one has written.
+        assert!(to_compare(&other, &base) > 27 * MIB, "{kind}");
+        assert_eq!(compare(&other, &base, &QUIET).unwrap(), None);
+        // What is written through the cache is seen each time, and what is changed back is the same again.
+        assert_eq!(compare(&clone, &base, &QUIET).unwrap(), Some(5 * MIB + 777), "{kind}");
+        change.write_all_at(&[1], SIZE - 1).unwrap();
+        change.write_all_at(&[5; 4096], 20 * MIB).unwrap();
+        let (ours, theirs) = (std::fs::read(at("clone")).unwrap(), std::fs::read(at("base")).unwrap());
+        assert_eq!(differences(&clone, Some(&base), 0, SIZE), expected(&ours, &theirs, 0, SIZE), "{kind}");
+        // What is told without being read leaves nothing in the cache.
+        let files = [at("base"), at("clone")];
+        forget_all(&[&files[0], &files[1]]);
+        differences(&clone, Some(&base), 0, SIZE);
+        if shares {
+            let left = cached(&[&files[0], &files[1]]);
+            assert!(left < 6 * MIB, "{kind}: {left}");
+        }
+
+        // A copy of what differs.
+        let top = at("top");
+        let named = Backing { name: "base".to_owned(), format: Format::Raw };
+        let new = NewFile { size: SIZE, backing: Some(named), preallocate_metadata: false };
+        qcow2::create(&FileDevice::create_new(&top).unwrap(), &new).unwrap();
+        let layers = vec![layer(&top, Format::Qcow2, true), layer(&at("base"), Format::Raw, false)];
+        let target = Image::open(layers, true).unwrap();
+        let known = Target { backed: true, known_zero: false };
+        let plan = plan::copy(&clone, Some(&base), known, 0, SIZE).unwrap();
+        let outcome = execute(&plan, &clone, Some(&base), &target, &QUIET).unwrap();
+        target.flush().unwrap();
+        drop(target);
+        assert!(!shares || outcome.read < 4 * MIB, "{kind}: {outcome:?}");
+        assert!(outcome.written >= MIB && outcome.written < 2 * MIB, "{kind}: {outcome:?}");
+        run("qemu-img", &["compare", "-f", "raw", "-F", "qcow2", &text("clone"), &text("top")]);
+        run("qemu-img", &["check", "-f", "qcow2", &text("top")]);
+    }
+}
+
+/// A clone of a clone that changes in each fourth block: more extents than one answer of the kernel has.
+#[test]
+fn many_pieces_are_told_apart() {
+    if !can_mount() {
+        println!("not root: nothing is tested");
+        return;
+    }
+    for kind in ["xfs", "btrfs"] {
+        let dir = Mounted::new(kind, 512);
+        let at = |name: &str| dir.path().join(name);
+        let text = |name: &str| at(name).to_str().unwrap().to_owned();
+        disk(&at("base"));
+        run("cp", &["--reflink=always", &text("base"), &text("clone")]);
+        let change = File::options().write(true).open(at("clone")).unwrap();
+        let places = (0..128u64).map(|index| index * (256 << 10)).filter(|place| *place < 16 * MIB);
+        for place in places {
+            change.write_all_at(&[2; 10], place + 70_000).unwrap();
+        }
+        run("cp", &["--reflink=always", &text("clone"), &text("again")]);
+        let image = |name: &str| open(&at(name), Format::Raw);
+        let (base, clone, again) = (image("base"), image("clone"), image("again"));
+        let count = to_compare(&clone, &base);
+        assert!((4 * MIB..=8 * MIB).contains(&count), "{kind}: {count}");
+        assert!(to_compare(&again, &clone) <= 64 << 10, "{kind}: {}", to_compare(&again, &clone));
+        let (ours, theirs) = (std::fs::read(at("again")).unwrap(), std::fs::read(at("base")).unwrap());
+        assert_eq!(differences(&again, Some(&base), 0, SIZE), expected(&ours, &theirs, 0, SIZE), "{kind}");
+        assert_eq!(compare(&again, &clone, &QUIET).unwrap(), None);
+        assert_eq!(compare(&again, &base, &QUIET).unwrap(), Some(70_000));
     }
 }

@@ -36,7 +36,7 @@ pub fn compare(a: &Image, b: &Image, control: &Control<'_>) -> Result<Option<u64
     let left = direct::read(&mut next, a, Some(b), &look, control, &Totals::default())?;
     let steps = Mutex::new(match &left {
         Some(left) => Steps::Left(Requests { moves: left, done: 0, size: REQUEST }),
-        None => Steps::All(Feed { size: REQUEST, ..feed }),
+        None => Steps::All(Box::new(Feed { size: REQUEST, ..feed })),
     });
     run_threads(
         control,
@@ -62,7 +62,7 @@ pub fn compare(a: &Image, b: &Image, control: &Control<'_>) -> Result<Option<u64
 
 /// What is compared by threads.
 enum Steps<'a> {
-    All(Feed<'a>),
+    All(Box<Feed<'a>>),
     /// What did not suit another means.
     Left(Requests<'a>),
 }
@@ -95,7 +95,7 @@ impl Feed<'_> {
                 self.closed = true;
                 continue;
             };
-            if is_same(&piece) {
+            if piece.is_same() {
                 control.check()?;
                 (control.progress)(piece.length);
                 self.closed = true;
@@ -218,8 +218,8 @@ impl<'a> Blocks<'a> {
 
     /// The next step, which crosses no multiple of `size`.
     fn next(&mut self, size: u64) -> Result<Option<Move>> {
-        let stop = |start: u64| start - start % size + size;
-        while self.rest.is_empty() || self.rest.end < stop(self.rest.start) {
+        let limit = |start: u64| start - start % size + size;
+        while self.rest.is_empty() || self.rest.end < limit(self.rest.start) {
             match self.range()? {
                 Some(range) if range.start == self.rest.end || self.rest.is_empty() => {
                     let start = if self.rest.is_empty() { range.start } else { self.rest.start };
@@ -234,7 +234,7 @@ impl<'a> Blocks<'a> {
                 None => break,
             }
         }
-        let now = self.rest.start..self.rest.end.min(stop(self.rest.start));
+        let now = self.rest.start..self.rest.end.min(limit(self.rest.start));
         self.rest.start = now.end;
         Ok(Some(self.step(now)))
     }
@@ -257,7 +257,7 @@ impl<'a> Blocks<'a> {
             }
             self.piece = Some(piece);
             let block_end = (self.at - self.at % UNIT + UNIT).min(self.end);
-            let same = is_same(&piece);
+            let same = piece.is_same();
             if same && self.at >= piece.offset && block_end <= end {
                 // Whole blocks of it.
                 self.at = if end == self.end { end } else { (end - end % UNIT).max(block_end) };
@@ -269,12 +269,6 @@ impl<'a> Blocks<'a> {
             return Ok(Some(range));
         }
     }
-}
-
-/// Whether both are known to be the same without being read.
-fn is_same(piece: &Piece) -> bool {
-    let base = piece.base.unwrap_or(crate::RunKind::Hole);
-    base.is_shared(&piece.source) || (base.is_zero() && piece.source.is_zero())
 }
 
 /// Merges what differs.

@@ -1,11 +1,13 @@
 //! The second step: from maps to moves.
 
 mod layer;
+mod same;
 
 use crate::map::Holes;
 use crate::{Image, Result, Run, RunKind};
 
 pub use layer::{growth, layer, layers};
+use same::Same;
 
 /// Data is looked at for zeroes, and two images for differences, in units of this many bytes.
 pub(crate) const UNIT: u64 = 64 << 10;
@@ -170,7 +172,7 @@ fn plan(
             None if target.known_zero && !target.backed => (!is_zero).then_some(Action::CopyNonZero),
             None if is_zero => Some(Action::Zero),
             None => Some(Action::Copy),
-            Some(base) if base.is_shared(&piece.source) => None,
+            Some(_) if piece.shared => None,
             Some(base) => match (is_zero, base.is_zero()) {
                 (true, true) => None,
                 (true, false) => Some(Action::Zero),
@@ -240,6 +242,15 @@ pub(crate) struct Piece {
     pub source: RunKind,
     /// `Hole` beyond the end of the base; `None` without a base.
     pub base: Option<RunKind>,
+    /// Both are the same bytes of the same device.
+    pub shared: bool,
+}
+
+impl Piece {
+    /// Whether both are known to be the same without being read.
+    pub fn is_same(&self) -> bool {
+        self.shared || (self.source.is_zero() && self.base.is_none_or(|base| base.is_zero()))
+    }
 }
 
 /// Two maps side by side, as a stream. Either image may end early: a hole then.
@@ -253,6 +264,7 @@ pub(crate) struct Pieces<'a> {
     base_run: Option<Run>,
     source_holes: Holes,
     base_holes: Holes,
+    same: Same,
 }
 
 impl<'a> Pieces<'a> {
@@ -268,6 +280,7 @@ impl<'a> Pieces<'a> {
             base_run: None,
             source_holes: holes(),
             base_holes: holes(),
+            same: Same::default(),
         }
     }
 
@@ -282,8 +295,14 @@ impl<'a> Pieces<'a> {
             None => None,
         };
         let length = base.map_or(source.length, |base| base.length.min(source.length)).min(length);
+        let (ours, base) = (source.kind, base.map(|run| run.kind));
+        let (shared, length) = match (self.base, base) {
+            (Some(_), Some(theirs)) if theirs.is_shared(&ours) => (true, length),
+            (Some(image), Some(theirs)) => self.same.first((self.source, ours), (image, theirs), length),
+            _ => (false, length),
+        };
         self.offset += length;
-        Ok(Some(Piece { offset, length, source: source.kind, base: base.map(|run| run.kind) }))
+        Ok(Some(Piece { offset, length, source: ours, base, shared }))
     }
 }
 

@@ -12,7 +12,7 @@ use std::os::fd::AsRawFd;
 
 pub(crate) use cached::is_cached;
 pub use carried::Carried;
-pub(crate) use extents::{first_written, is_xfs};
+pub(crate) use extents::{Extents, first_written, is_xfs, may_share, shared};
 
 /// How a byte range is locked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -94,13 +94,10 @@ impl Held<'_> {
             let all: usize = idle.iter().map(|idle| idle.held.share.0).sum();
             let could = could_have(TAKEN.load(Ordering::Acquire).saturating_sub(all));
             let fits = idle.iter().position(|idle| idle.kind == kind && idle.held.share.0 >= could);
-            match fits {
-                Some(index) => Some(idle.swap_remove(index).held),
-                None => {
-                    while TAKEN.load(Ordering::Acquire) + could > ALL_SLOTS && idle.pop().is_some() {}
-                    None
-                }
+            if fits.is_none() {
+                while TAKEN.load(Ordering::Acquire) + could > ALL_SLOTS && idle.pop().is_some() {}
             }
+            fits.map(|index| idle.swap_remove(index).held)
         };
         found.or_else(|| {
             let share = Share::take();
