@@ -11,10 +11,13 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use vdsmstore_io::plan::{self, Target};
 use vdsmstore_io::qcow2::{self, Backing, CreateOptions as NewFile};
-use vdsmstore_io::{Action, Control, FileDevice, Format, Image, Layer, compare, diff, execute};
+use vdsmstore_io::{
+    Action, Control, ErrorKind, FileDevice, Format, Image, Layer, Outcome, compare, compress, diff, execute,
+};
 use vdsmstore_tests::mounts::{Mounted, can_mount};
 use vdsmstore_tests::run;
 
@@ -274,4 +277,103 @@ fn many_pieces_are_told_apart() {
         assert_eq!(compare(&again, &clone, &QUIET).unwrap(), None);
         assert_eq!(compare(&again, &base, &QUIET).unwrap(), Some(70_000));
     }
+}
+
+/// A file to be filled with compressed clusters.
+fn packed(path: &Path, compression: qcow2::Compression) -> Image {
+    let device = FileDevice::create_new(path).unwrap();
+    let new = NewFile { size: SIZE, backing: None, preallocate_metadata: false };
+    qcow2::create_with(&device, &new, &qcow2::Layout { compression, ..qcow2::Layout::default() }).unwrap();
+    let layer = Layer { device: Arc::new(device), format: Format::Qcow2, size: SIZE };
+    Image::open(vec![layer], true).unwrap()
+}
+
+/// In two steps, as jobs do; progress must add up.
+fn pack(source: &Image, target: &Image) -> Outcome {
+    let done = AtomicU64::new(0);
+    let progress = |bytes| {
+        done.fetch_add(bytes, Ordering::Relaxed);
+    };
+    let control = Control { cancel: &|| false, progress: &progress, threads: 3 };
+    let first = compress(source, target, 0, 24 * MIB, &control).unwrap();
+    let second = compress(source, target, 24 * MIB, SIZE - 24 * MIB, &control).unwrap();
+    assert_eq!(done.into_inner(), SIZE);
+    target.flush().unwrap();
+    Outcome {
+        read: first.read + second.read,
+        written: first.written + second.written,
+        zeroed: first.zeroed + second.zeroed,
+        ..Outcome::default()
+    }
+}
+
+#[test]
+fn what_is_compressed_is_read_past_the_page_cache() {
+    if !can_mount() {
+        println!("not root: nothing is tested");
+        return;
+    }
+    for kind in ["ext4", "xfs"] {
+        let dir = Mounted::new(kind, 512);
+        let at = |name: &str| dir.path().join(name);
+        let text = |name: &str| at(name).to_str().unwrap().to_owned();
+        disk(&at("raw"));
+        // Something that becomes smaller.
+        let file = File::options().write(true).open(at("raw")).unwrap();
+        file.write_all_at(&b"again and ".repeat(300_000), 3 * MIB).unwrap();
+        // Half of it compressed already: that is read in another way.
+        run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &text("raw"), &text("plain")]);
+        run("qemu-img", &["convert", "-c", "-f", "raw", "-O", "qcow2", &text("raw"), &text("dense")]);
+        let mixed = open(&at("plain"), Format::Qcow2);
+        for compression in [qcow2::Compression::Deflate, qcow2::Compression::Zstd] {
+            for (name, format) in [("raw", Format::Raw), ("plain", Format::Qcow2), ("dense", Format::Qcow2)] {
+                let source = open(&at(name), format);
+                forget(&at(name));
+                let target = packed(&at("packed"), compression);
+                let outcome = pack(&source, &target);
+                drop(target);
+                assert_eq!(outcome.written + outcome.zeroed, SIZE, "{kind} {name}: {outcome:?}");
+                // What no layer has is not read.
+                assert!((28 * MIB..35 * MIB).contains(&outcome.read), "{kind} {name}: {outcome:?}");
+                if name != "dense" {
+                    let left = cached(&[&at(name)]);
+                    assert!(left < 2 * MIB, "{kind} {name}: {left}");
+                }
+                run("qemu-img", &["compare", "-f", "raw", "-F", "qcow2", &text("raw"), &text("packed")]);
+                run("qemu-img", &["check", "-f", "qcow2", &text("packed")]);
+                std::fs::remove_file(at("packed")).unwrap();
+            }
+        }
+        assert_eq!(compare(&mixed, &open(&at("raw"), Format::Raw), &QUIET).unwrap(), None);
+    }
+}
+
+#[test]
+fn what_ends_compressing_ends_it() {
+    if !can_mount() {
+        println!("not root: nothing is tested");
+        return;
+    }
+    let (dir, small) = (Mounted::new("ext4", 512), Mounted::new("ext4", 16));
+    let raw = dir.path().join("raw");
+    disk(&raw);
+    let source = open(&raw, Format::Raw);
+    // No space: whoever reads is stopped by whoever writes.
+    let full = packed(&small.path().join("packed"), qcow2::Compression::Zstd);
+    let error = compress(&source, &full, 0, SIZE, &QUIET).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoSpace, "{error:?}");
+    let target = packed(&dir.path().join("packed"), qcow2::Compression::Zstd);
+    let done = AtomicU64::new(0);
+    let progress = |bytes| {
+        done.fetch_add(bytes, Ordering::Relaxed);
+    };
+    let cancel = || done.load(Ordering::Relaxed) > 8 * MIB;
+    let control = Control { cancel: &cancel, progress: &progress, threads: 2 };
+    assert_eq!(compress(&source, &target, 0, SIZE, &control).unwrap_err().kind(), ErrorKind::Cancelled);
+    // What was under way when it was told, no more.
+    assert!(done.load(Ordering::Relaxed) < 24 * MIB, "{done:?}");
+    // A source that is shorter than it says.
+    File::options().write(true).open(&raw).unwrap().set_len(30 * MIB).unwrap();
+    let error = compress(&source, &target, 0, SIZE, &QUIET).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ShortRead, "{error:?}");
 }

@@ -53,6 +53,11 @@ fn is_direct(image: &Image) -> bool {
     (0..).map_while(|layer| image.device(layer)).any(|device| device.direct().is_some())
 }
 
+/// Whether [`read`] can read any of it.
+pub(super) fn may_read(image: &Image) -> bool {
+    kind().is_some() && is_direct(image)
+}
+
 /// Whether the page cache has most of what is to be read, as far as a few pieces tell: then it takes the writes as well.
 fn is_mostly_cached(moves: &[Move], source: &Image) -> Result<bool> {
     let every = moves.len().div_ceil(PROBES);
