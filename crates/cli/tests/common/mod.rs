@@ -21,7 +21,12 @@ pub struct Ran {
 impl Place {
     /// Two empty repositories, A and B, in a config file.
     pub fn new() -> Self {
-        let place = Self { folder: TempDir::new().unwrap() };
+        Self::within(TempDir::new().unwrap())
+    }
+
+    /// The same in a directory.
+    pub fn within(folder: TempDir) -> Self {
+        let place = Self { folder };
         let mut config = String::new();
         for name in ["A", "B"] {
             let path = place.path(name);

@@ -206,8 +206,12 @@ pub fn run<T: Send + 'static>(seed: u64, works: Vec<Work<T>>, decide: Decide) ->
 
 /// Does something in this thread as the only host: with virtual time and with chance from the seed.
 pub fn alone<T>(seed: u64, work: impl FnOnce() -> T) -> T {
-    let state =
-        State { turn: 0, steps: vec![0], ended: vec![false], now: Duration::ZERO, decide: Box::new(|_| 0) };
+    watched(seed, Box::new(|_| 0), work)
+}
+
+/// The same, and tells of each step; its clock is exact.
+pub fn watched<T>(seed: u64, decide: Decide, work: impl FnOnce() -> T) -> T {
+    let state = State { turn: 0, steps: vec![0], ended: vec![false], now: Duration::ZERO, decide };
     let run = Run(Arc::new((Mutex::new(state), Condvar::new())));
     let before = ME.replace(Some(Me { run, host: 0, chance: mix(seed), clock: Clock::exact() }));
     let outcome = catch_unwind(AssertUnwindSafe(work));
