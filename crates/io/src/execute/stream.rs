@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Mutex, PoisonError};
 
-use super::{Control, Outcome, REQUEST, Requests, Totals, direct};
+use super::{Control, Keep, Outcome, REQUEST, Requests, Totals, direct};
 use crate::plan;
 use crate::{Error, ErrorKind, Image, Move, Plan, Result, sys};
 
@@ -21,6 +21,8 @@ pub fn stream(
     sink: &mut (dyn FnMut(&[u8]) -> Result<()> + Send),
 ) -> Result<Outcome> {
     let totals = Totals::default();
+    // From window to window.
+    let _keep = Keep::new();
     let end = offset.saturating_add(length);
     let (give, taken) = sync_channel::<Vec<u8>>(1);
     let (give_back, spare) = sync_channel::<Vec<u8>>(4);

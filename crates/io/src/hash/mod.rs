@@ -9,7 +9,7 @@ mod manifest;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::execute::{Control, Outcome, is_zero, read_units};
+use crate::execute::{Control, Keep, Outcome, is_zero, read_units};
 use crate::plan::{self, UNIT};
 use crate::{Image, Plan, Result};
 
@@ -141,6 +141,8 @@ pub fn hash(image: &Image, control: &Control<'_>) -> Result<Option<Manifest>> {
     const STEP: u64 = 64 << 20;
     let size = image.size();
     let Some(mut builder) = Builder::new(size) else { return Ok(None) };
+    // From step to step.
+    let _keep = Keep::new();
     let mut at = 0;
     while at < size {
         let units = Units::new(at, STEP.min(size - at));
