@@ -7,8 +7,7 @@ use vdsmstore_bench::large::Large;
 use vdsmstore_bench::scene::Result;
 use vdsmstore_bench::{check, durable, image, merge, numbers, speed, takeover, verb, verbs};
 
-const USAGE: &str =
-    "usage: vdsmstore-bench DIRECTORY [verbs] [durable] [check] [merge] [takeover] [speed] [image]";
+const USAGE: &str = "usage: vdsmstore-bench DIRECTORY [verbs] [durable] [check] [merge] [takeover] [speed] [reflinks] [image]";
 
 /// Of the large repository. `BENCH_LARGE=PATH`: one that was made before (`make`) is used, and left damaged by `check`.
 const IMAGES: usize = 100_000;
@@ -41,7 +40,7 @@ fn make(path: &Path, images: &str) -> Result<()> {
 
 fn run(directory: &Path, parts: &[String]) -> Result<()> {
     let scratch = tempfile::Builder::new().prefix("vdsmstore-bench.").tempdir_in(directory)?;
-    let known = ["verbs", "durable", "check", "merge", "takeover", "speed", "image"];
+    let known = ["verbs", "durable", "check", "merge", "takeover", "speed", "reflinks", "image"];
     if let Some(part) = parts.iter().find(|part| !known.contains(&part.as_str())) {
         return Err(format!("no part {part:?}; {USAGE}").into());
     }
@@ -50,6 +49,9 @@ fn run(directory: &Path, parts: &[String]) -> Result<()> {
     let place = |name: &str| -> PathBuf { scratch.path().join(name) };
     if wanted("speed") {
         speed::run(scratch.path())?;
+    }
+    if wanted("reflinks") {
+        speed::run_reflinks(scratch.path())?;
     }
     if wanted("image") {
         image::run(scratch.path())?;

@@ -75,9 +75,24 @@ pub fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(Duration, T)> {
     Ok((started.elapsed(), result))
 }
 
-/// `BENCH=full` asks for more turns.
+fn is_asked(what: &str) -> bool {
+    std::env::var("BENCH").is_ok_and(|value| value == what)
+}
+
+/// `BENCH=full` asks for more turns, `BENCH=smoke` for one.
 pub fn turns(usual: usize, full: usize) -> usize {
-    if std::env::var("BENCH").is_ok_and(|value| value == "full") { full } else { usual }
+    if is_smoke() {
+        1
+    } else if is_asked("full") {
+        full
+    } else {
+        usual
+    }
+}
+
+/// Whether all is only tried out, with little data and beside others: whether results are right, not how long they take.
+pub fn is_smoke() -> bool {
+    is_asked("smoke")
 }
 
 /// One line about the machine.

@@ -3,18 +3,23 @@
 
 mod incremental;
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::numbers::{Samples, seconds, turns};
+use crate::numbers::{Samples, is_smoke, seconds, turns};
 use crate::scene::{Result, fill_with_noise, noise, text, tool};
 
 const MIB: u64 = 1 << 20;
+
 /// Of each disk.
-const SIZE: u64 = 2 << 30;
+fn size() -> u64 {
+    if is_smoke() { 256 << 20 } else { 2 << 30 }
+}
+
 /// What `qemu-img convert` is tried with; the fastest of the first turn goes on.
 const QEMU: &[&str] = &["-t none -T none -W -m 16", "-t none -T none", "-W -m 16"];
 /// On file systems that share extents.
@@ -37,21 +42,15 @@ struct Bench {
     place: PathBuf,
     ours: String,
     floor: String,
+    /// What came out is what it should be, so many times.
+    same: Cell<u32>,
 }
 
-/// Copies, conversions, comparisons.
+/// Copies, conversions, comparisons, on the file system that the directory is on.
 pub fn run(directory: &Path) -> Result<()> {
-    let program = std::env::current_exe()?.with_file_name("vdsmstore");
-    let floor = directory.join("floor");
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/floor/floor.c");
-    tool("gcc", &["-O2", "-march=native", "-o", text(&floor)?, source])?;
-    let bench = |place: PathBuf| -> Result<Bench> {
-        Ok(Bench { place, ours: text(&program)?.to_owned(), floor: text(&floor)?.to_owned() })
-    };
-    println!("\nbytes moved; ratios are the other's time by ours, over 1: we are faster");
     let here = directory.join("speed");
     fs::create_dir(&here)?;
-    let here = bench(here)?;
+    let here = Bench::new(directory, here)?;
     here.sources()?;
     here.copies("")?;
     here.chain("")?;
@@ -59,15 +58,40 @@ pub fn run(directory: &Path) -> Result<()> {
     here.compressed()?;
     here.huge()?;
     here.incremental("")?;
-    fs::remove_dir_all(&here.place)?;
+    here.end();
+    Ok(fs::remove_dir_all(&here.place)?)
+}
+
+/// The same where the file system shares extents: XFS.
+pub fn run_reflinks(directory: &Path) -> Result<()> {
     let mounted = Xfs::new(directory)?;
-    let there = bench(mounted.0.clone())?;
+    let there = Bench::new(directory, mounted.0.clone())?;
     there.sources()?;
     there.copies(", XFS")?;
     there.chain(", XFS")?;
     there.incremental(", XFS")?;
+    there.end();
+    if is_smoke() {
+        return Ok(());
+    }
     println!("\nXFS:");
     crate::merge::run(&there.place)
+}
+
+impl Bench {
+    fn new(directory: &Path, place: PathBuf) -> Result<Bench> {
+        let program = std::env::current_exe()?.with_file_name("vdsmstore");
+        let floor = directory.join("floor");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/floor/floor.c");
+        tool("gcc", &["-O2", "-march=native", "-o", text(&floor)?, source])?;
+        println!("\nbytes moved; ratios are the other's time by ours, over 1: we are faster");
+        Ok(Bench {
+            place,
+            ours: text(&program)?.to_owned(),
+            floor: text(&floor)?.to_owned(),
+            same: Cell::new(0),
+        })
+    }
 }
 
 /// A file system that shares extents.
@@ -104,15 +128,15 @@ impl Bench {
         let mut block = vec![0; MIB as usize];
         let file = |name: &str| -> Result<File> {
             let file = File::create(self.at(name))?;
-            file.set_len(SIZE)?;
+            file.set_len(size())?;
             Ok(file)
         };
         let real = file("real")?;
         let mut at = 0;
-        while at < SIZE {
+        while at < size() {
             let length = (4 << (noise(&mut seed) % 5)) * MIB;
             if noise(&mut seed).is_multiple_of(2) {
-                for at in (at..(at + length).min(SIZE)).step_by(block.len()) {
+                for at in (at..(at + length).min(size())).step_by(block.len()) {
                     content.fill(&mut block)?;
                     real.write_all_at(&block, at)?;
                 }
@@ -121,18 +145,18 @@ impl Bench {
         }
         let small = 64 << 10;
         let sparse = file("sparse")?;
-        for piece in 0..SIZE / small / 50 {
+        for piece in 0..size() / small / 50 {
             fill_with_noise(&mut block[..small as usize], &mut seed);
             sparse.write_all_at(&block[..small as usize], piece * 50 * small)?;
         }
         let half = file("half")?;
-        for piece in 0..SIZE / small / 4 {
+        for piece in 0..size() / small / 4 {
             fill_with_noise(&mut block[..small as usize], &mut seed);
             half.write_all_at(&block[..small as usize], piece * 2 * small)?;
         }
         let full = file("full")?;
-        full.set_len(SIZE / 2)?;
-        for at in (0..SIZE / 2).step_by(block.len()) {
+        full.set_len(size() / 2)?;
+        for at in (0..size() / 2).step_by(block.len()) {
             fill_with_noise(&mut block, &mut seed);
             full.write_all_at(&block, at)?;
         }
@@ -168,10 +192,13 @@ impl Bench {
                 format!("cp --sparse=always --reflink=auto {source} cp.raw && sync cp.raw"),
             ));
             if what.is_empty() && source == "real" && tool("nbdcopy", &["--version"]).is_ok() {
+                let all = size();
                 let served = format!("[ qemu-nbd -r -f raw --cache=none --aio=native {source} ]");
                 sides.push(side(
                     "nbdcopy",
-                    format!("truncate -s {SIZE} nbdcopy.raw && nbdcopy -- {served} nbdcopy.raw && sync nbdcopy.raw"),
+                    format!(
+                        "truncate -s {all} nbdcopy.raw && nbdcopy -- {served} nbdcopy.raw && sync nbdcopy.raw"
+                    ),
                 ));
             }
             sides.push(side("floor", format!("FLOOR copy {source} floor.raw")));
@@ -200,7 +227,7 @@ impl Bench {
                 &["create", "-q", "-f", "qcow2", "-F", format, "-b", text(&base)?, text(&path)?],
             )?;
             let writes: Vec<String> = (0..24)
-                .map(|_| format!("write -q -P {layer} {} 2M", noise(&mut seed) % (SIZE / MIB - 2) * MIB))
+                .map(|_| format!("write -q -P {layer} {} 2M", noise(&mut seed) % (size() / MIB - 2) * MIB))
                 .collect();
             let mut arguments = vec!["-f", "qcow2"];
             for write in &writes {
@@ -226,7 +253,8 @@ impl Bench {
 
     fn compares(&self) -> Result<()> {
         let side = |name: &str, command: &str| Side { name: name.to_owned(), command: command.to_owned() };
-        fs::copy(self.at("real"), self.at("ours.raw"))?;
+        // With the same holes: the floor looks at data only.
+        tool("cp", &["--sparse=always", text(&self.at("real"))?, text(&self.at("ours.raw"))?])?;
         for cold in [true, false] {
             let mut sides = vec![
                 side("qemu-img", "qemu-img compare -q -f raw -F raw real ours.raw"),
@@ -257,10 +285,10 @@ impl Bench {
 
     /// 16 TiB, of which 1 GiB is data, in pieces of 16 MiB.
     fn huge(&self) -> Result<()> {
-        let path = self.at("huge");
+        let (path, each) = (self.at("huge"), if is_smoke() { "1M" } else { "16M" });
         tool("qemu-img", &["create", "-q", "-f", "qcow2", text(&path)?, "16T"])?;
         let writes: Vec<String> =
-            (0..64).map(|piece| format!("write -q -P {} {}G 16M", piece + 1, piece * 255)).collect();
+            (0..64).map(|piece| format!("write -q -P {} {}G {each}", piece + 1, piece * 255)).collect();
         let mut arguments = vec!["-f", "qcow2"];
         for write in &writes {
             arguments.extend(["-c", write]);
@@ -312,7 +340,9 @@ impl Bench {
 
     fn once(&self, side: &Side, cold: bool, numbers: &mut Numbers) -> Result<()> {
         tool("sync", &[])?;
-        if cold {
+        if cold && is_smoke() {
+            self.forget()?;
+        } else if cold {
             fs::write("/proc/sys/vm/drop_caches", "3")?;
         }
         let command = side.command.replace("OURS", &self.ours).replace("FLOOR", &self.floor);
@@ -340,7 +370,27 @@ impl Bench {
     fn same(&self, source: &str, from: &str, target: &str, to: &str) -> Result<()> {
         let (source, target) = (self.at(source), self.at(target));
         let compare = ["compare", "-q", "-f", from, "-F", to, text(&source)?, text(&target)?];
-        tool("qemu-img", &compare)
+        tool("qemu-img", &compare)?;
+        self.same.set(self.same.get() + 1);
+        Ok(())
+    }
+
+    fn end(&self) {
+        println!("\nmoves: {} compared, all the same", self.same.get());
+    }
+
+    /// What the page cache has of the files here goes, and nothing else, which others may need.
+    fn forget(&self) -> Result<()> {
+        for entry in fs::read_dir(&self.place)? {
+            let entry = entry?;
+            if entry.file_type()?.is_file() {
+                tool(
+                    "dd",
+                    &[&format!("if={}", text(&entry.path())?), "iflag=nocache", "count=0", "status=none"],
+                )?;
+            }
+        }
+        Ok(())
     }
 }
 

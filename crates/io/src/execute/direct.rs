@@ -11,7 +11,7 @@ use crate::hash::Units;
 use crate::map::Holes;
 use crate::plan::{Action, Move};
 use crate::sys::queue::Kind;
-use crate::{Image, Result, sys};
+use crate::{Image, Result};
 use kept::Held;
 pub use kept::Keep;
 use transfer::{Next, Part, Sink, Transfer, Visit};
@@ -32,9 +32,6 @@ const LEAST_SLOTS: usize = 2;
 const DEPTH: u32 = 128;
 /// More pieces in one slot, and it is read through the cache: each piece is a request.
 const MAX_PARTS: usize = 64;
-/// Pieces of a plan of which it is asked whether they are in the page cache, about, and how long they are at most.
-const PROBES: usize = 16;
-const PROBE: u64 = 256 << 10;
 /// Less is not worth setting it up.
 pub(super) const WORTHWHILE: u64 = 4 << 20;
 
@@ -58,22 +55,6 @@ pub(super) fn may_read(image: &Image) -> bool {
     kind().is_some() && is_direct(image)
 }
 
-/// Whether the page cache has most of what is to be read, as far as a few pieces tell: then it takes the writes as well.
-fn is_mostly_cached(moves: &[Move], source: &Image) -> Result<bool> {
-    let every = moves.len().div_ceil(PROBES);
-    let (mut asked, mut cached) = (0, 0);
-    for step in moves.iter().step_by(every.max(1)).filter(|step| step.action != Action::Zero) {
-        // Somewhere in the middle of a long one.
-        let at = step.offset + step.length / 2;
-        let run = source.run(at, (step.offset + step.length - at).min(PROBE))?;
-        let Some((device, device_offset)) = source.place_of(run.kind) else { continue };
-        let Some(file) = device.as_file() else { continue };
-        asked += 1;
-        cached += usize::from(sys::is_cached(file, device_offset..device_offset + run.length));
-    }
-    Ok(cached * 2 > asked)
-}
-
 /// Carries out those moves that suit, and returns the others. Progress is told of what was done here.
 pub(super) fn run(
     moves: &[Move],
@@ -90,9 +71,6 @@ pub(super) fn run(
         .fold(0u64, |sum, step| sum.saturating_add(step.length));
     let suits = || target.device(0).is_some_and(|device| device.direct().is_some()) && is_direct(source);
     let Some(kind) = kind().filter(|_| bytes >= WORTHWHILE && suits()) else { return Ok(None) };
-    if is_mostly_cached(moves, source)? {
-        return Ok(None);
-    }
     // Without a queue there are the threads.
     let Some(held) = Held::take(kind) else { return Ok(None) };
     let sink = Sink::Target(target.placing(bytes)?, units);

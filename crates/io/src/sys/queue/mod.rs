@@ -88,7 +88,7 @@ impl<'a> Queue<'a> {
             end += size;
         }
         let memory = Memory::new(end)?;
-        let ring = if kind == Kind::Any { Ring::new(depth, &memory).ok() } else { None };
+        let ring = if kind == Kind::Any { Ring::new(depth, slots.len() as u32).ok() } else { None };
         let means = match ring {
             Some(ring) => Means::Ring(Box::new(ring)),
             None => Means::Threads(Threads::new()?),
@@ -151,13 +151,18 @@ impl<'a> Queue<'a> {
         token: u64,
     ) -> io::Result<()> {
         let place = self.slots.get(slot).filter(|place| part.start < part.end && part.end <= place.len());
-        let (Some(place), Ok(length)) = (place, u32::try_from(part.len())) else {
+        let (Some(place), Ok(length), Ok(index)) = (place, u32::try_from(part.len()), u16::try_from(slot))
+        else {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         };
         let memory = self.memory.at(place.start + part.start);
         let request = Request { way, descriptor: file.as_raw_fd(), offset, memory, length, token };
         match &mut self.means {
-            Means::Ring(ring) => ring.start(request)?,
+            Means::Ring(ring) => {
+                let whole =
+                    libc::iovec { iov_base: self.memory.at(place.start).cast(), iov_len: place.len() };
+                ring.start(request, index, whole)?;
+            }
             Means::Threads(threads) => threads.start(request)?,
         }
         self.busy[slot] += 1;

@@ -5,13 +5,13 @@ use std::io;
 
 use io_uring::{IoUring, opcode, squeue, types};
 
-use super::memory::Memory;
 use super::{Done, Request, Way};
 
 pub(super) struct Ring {
     queues: IoUring,
-    /// The kernel knows the memory already, and need not look it up for each request.
-    registered: bool,
+    /// By slot: whether the kernel knows its memory, and need not look it up for each request; none, before its first request. So
+    /// a small job has no memory pinned that it does not need.
+    registered: Vec<Option<bool>>,
     /// Put into the submission queue, and not yet handed over.
     waiting: usize,
     ended: VecDeque<Done>,
@@ -19,34 +19,45 @@ pub(super) struct Ring {
 
 impl std::fmt::Debug for Ring {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ring").field("registered", &self.registered).finish_non_exhaustive()
+        f.debug_struct("Ring").field("waiting", &self.waiting).finish_non_exhaustive()
     }
 }
 
 impl Ring {
-    pub fn new(depth: u32, memory: &Memory) -> io::Result<Ring> {
+    pub fn new(depth: u32, slots: u32) -> io::Result<Ring> {
         let queues = IoUring::new(depth)?;
-        let buffer = libc::iovec { iov_base: memory.at(0).cast(), iov_len: memory.len() };
-        // SAFETY: the memory stays for as long as any request is under way in it. Should the limit of locked memory forbid it, requests go
-        // without.
-        let registered = unsafe { queues.submitter().register_buffers(&[buffer]) }.is_ok();
+        // Older kernels cannot have them one by one: requests go without.
+        let known = queues.submitter().register_buffers_sparse(slots).is_ok();
+        let registered = vec![(!known).then_some(false); slots as usize];
         Ok(Ring { queues, registered, waiting: 0, ended: VecDeque::new() })
     }
 
-    fn entry(&self, request: &Request) -> squeue::Entry {
+    /// Whether the kernel knows the memory of a slot, which is told now if that was not done.
+    fn knows(&mut self, slot: u16, memory: libc::iovec) -> bool {
+        let Some(known) = self.registered.get_mut(usize::from(slot)) else { return false };
+        *known.get_or_insert_with(|| {
+            // SAFETY: the memory stays for as long as any request is under way in it. Should the limit of locked memory forbid it,
+            // requests go without.
+            unsafe { self.queues.submitter().register_buffers_update(u32::from(slot), &[memory], None) }
+                .is_ok()
+        })
+    }
+
+    fn entry(&mut self, request: &Request, slot: u16, whole: libc::iovec) -> squeue::Entry {
         let Request { way, descriptor, offset, memory, length, token } = *request;
         let file = types::Fd(descriptor);
-        let entry = match (way, self.registered) {
-            (Way::Read, true) => opcode::ReadFixed::new(file, memory, length, 0).offset(offset).build(),
+        let entry = match (way, self.knows(slot, whole)) {
+            (Way::Read, true) => opcode::ReadFixed::new(file, memory, length, slot).offset(offset).build(),
             (Way::Read, false) => opcode::Read::new(file, memory, length).offset(offset).build(),
-            (Way::Write, true) => opcode::WriteFixed::new(file, memory, length, 0).offset(offset).build(),
+            (Way::Write, true) => opcode::WriteFixed::new(file, memory, length, slot).offset(offset).build(),
             (Way::Write, false) => opcode::Write::new(file, memory, length).offset(offset).build(),
         };
         entry.user_data(token)
     }
 
-    pub fn start(&mut self, request: Request) -> io::Result<()> {
-        let entry = self.entry(&request);
+    /// Starts a request in a part of a slot, all of whose memory is `whole`.
+    pub fn start(&mut self, request: Request, slot: u16, whole: libc::iovec) -> io::Result<()> {
+        let entry = self.entry(&request, slot, whole);
         loop {
             // SAFETY: the memory is the queue's, which waits for this request before it lends or frees it; the file is open for
             // as long as the queue is there.
