@@ -61,11 +61,13 @@ fn bound(repo: &Repo, all: &Everything, action: Action, image: Option<&ImageReco
             let (read, write) = match filling(all, image) {
                 Some((volume, fill)) => {
                     let left = volume.size.saturating_sub(fill::watermark(repo, image, volume)?);
-                    match fill.how {
+                    let (read, write) = match fill.how {
                         How::Zero | How::Clone => (0, if fill.preallocate { left } else { 0 }),
                         How::Diff => (left * 2, left),
                         How::Copy | How::Flatten | How::Import => (left, left),
-                    }
+                    };
+                    // What was written is read back.
+                    if fill.verify { (read + write, write) } else { (read, write) }
                 }
                 // Its data is not here: all of it comes from elsewhere.
                 None if is_lost(all, image) => (image.size, image.size),
@@ -146,7 +148,13 @@ fn mending(
     let target = Target { backed, known_zero: !backed && from == 0 };
     let size = source.size().min(volume.size);
     let plan = plan::copy(&source, base.as_ref(), target, from, size.saturating_sub(from))?;
-    Ok(Some(of_plan(&plan, 0)))
+    let cost = of_plan(&plan, 0);
+    if !fill.verify {
+        return Ok(Some(cost));
+    }
+    // All of the source for its hashes, what was written again, and what was there before.
+    let read = size.max(cost.read).saturating_add(cost.write).saturating_add(from);
+    Ok(Some(Cost { read, ..cost }))
 }
 
 /// An image to be looked at. Nothing needs to be locked where a look is a moment.

@@ -179,3 +179,60 @@ impl Builder {
         (self.position == self.manifest.size).then_some(self.manifest)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest(size: u64) -> Manifest {
+        let mut builder = Builder::new(size).unwrap();
+        let units = Units::new(0, size);
+        units.see_zeroes(0, size);
+        units.see(3 << 20, &vec![7; 2 << 20]);
+        units.see(size - 512, &[9; 512]);
+        builder.push(&units);
+        builder.finish().unwrap()
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for size in [512, 1 << 20, (1 << 20) + 512, (20 << 20) + 1024, 100 << 20] {
+            let manifest = manifest(size);
+            let bytes = manifest.encode();
+            assert_eq!(Manifest::decode(&bytes).unwrap(), manifest);
+            // Nothing else is.
+            for length in 0..bytes.len() {
+                assert!(Manifest::decode(&bytes[..length]).is_err(), "{length}");
+            }
+            assert!(Manifest::decode(&[&bytes[..], &[0]].concat()).is_err());
+            for (at, byte) in [(0, 1), (15, 255), (16, 1), (22, 9)] {
+                let mut other = bytes.clone();
+                other[at] ^= byte;
+                assert!(Manifest::decode(&other).is_err(), "{at}");
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_grow_with_the_disk() {
+        assert_eq!(block_size(0), None);
+        for (size, block) in [(512, 1 << 20), (512 << 30, 1 << 20), ((512 << 30) + 512, 2 << 20)] {
+            assert_eq!(block_size(size), Some(block), "{size}");
+        }
+        assert_eq!((block_size(32 << 40), block_size((32 << 40) + 512)), (Some(LARGEST), None));
+    }
+
+    #[test]
+    fn what_was_not_seen_is_missing() {
+        let size = 10 << 20;
+        let units = Units::new(0, size);
+        // Parts of units do not count.
+        units.see(0, &vec![1; (1 << 20) - 1]);
+        let known = units.hashes().iter().filter(|hash| hash.is_some()).count();
+        assert_eq!(known, 15);
+        let mut builder = Builder::new(size).unwrap();
+        builder.push(&units);
+        assert_eq!(builder.position(), 15 * UNIT);
+        assert_eq!(builder.finish(), None);
+    }
+}

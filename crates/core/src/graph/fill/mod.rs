@@ -231,8 +231,12 @@ impl Filler {
         let known = copy.base.as_ref().and_then(|base| base.manifest.as_ref());
         let mut length = copy.step.min(copy.limit.step());
         if let Some(known) = known {
-            // Whole blocks, so that their hashes can be taken.
-            length = (length - length % known.block_size()).max(known.block_size());
+            // Up to the end of a block: of whole ones hashes can be taken.
+            let (block, end) = (known.block_size(), copy.position + length);
+            length = end.saturating_sub(end % block).saturating_sub(copy.position);
+            if length == 0 {
+                length = block - copy.position % block;
+            }
         }
         length = length.min(left);
         let source = &copy.source.image;
