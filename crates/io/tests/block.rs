@@ -16,6 +16,7 @@ const LENGTH: u64 = 24 * MIB;
 /// A loop device full of old bytes, like a logical volume that was another's before. Detached when dropped.
 struct Loop {
     path: PathBuf,
+    file: PathBuf,
     _keep: tempfile::TempDir,
 }
 
@@ -24,11 +25,11 @@ impl Loop {
         let (keep, dir) = scratch();
         let file = dir.join("loop");
         std::fs::write(&file, vec![0xaa; LENGTH as usize]).unwrap();
-        let output = std::process::Command::new("losetup").args(["-f", "--show"]).arg(file).output();
+        let output = std::process::Command::new("losetup").args(["-f", "--show"]).arg(&file).output();
         match output {
             Ok(output) if output.status.success() => {
                 let path = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
-                Some(Loop { path, _keep: keep })
+                Some(Loop { path, file, _keep: keep })
             }
             other => {
                 println!("skipped, no loop device: {other:?}");
@@ -120,6 +121,22 @@ fn a_raw_image_on_it() {
     assert_same(&read_all(&image), &model);
     assert_same(&stored(&disk.path), &model);
     assert_eq!(disk.image(Format::Raw, LENGTH + 512).unwrap_err().kind(), ErrorKind::ShortRead);
+}
+
+#[test]
+fn zeroes_give_space_back() {
+    use std::os::unix::fs::MetadataExt;
+    let Some(disk) = Loop::new() else { return };
+    let taken = || std::fs::metadata(&disk.file).unwrap().blocks() * 512;
+    let before = taken();
+    let device = disk.open();
+    device.write_zeroes(MIB + 512, 8 * MIB).unwrap();
+    device.flush().unwrap();
+    let freed = before - taken();
+    assert!((7 * MIB..=8 * MIB).contains(&freed), "{freed}");
+    let mut expected = vec![0xaa; LENGTH as usize];
+    expected[MIB as usize + 512..][..8 * MIB as usize].fill(0);
+    assert_same(&stored(&disk.path), &expected);
 }
 
 #[test]

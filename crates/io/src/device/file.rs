@@ -170,6 +170,11 @@ impl FileDevice {
             return self.write_plain_zeroes(offset, end - offset);
         }
         self.write_plain_zeroes(offset, first - offset)?;
+        // A device that can gives the space back; a discard (BLKDISCARD) would not promise zeroes.
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        if rustix::fs::fallocate(&self.file, flags, first, last - first).is_ok() {
+            return self.write_plain_zeroes(last, end - last);
+        }
         // The request bypasses the page cache: what is dirty there must not come later.
         match sys::block_device_zero(&self.file, first, last - first) {
             Ok(()) => {}
