@@ -97,6 +97,30 @@ pub const OPERATIONS: &[Operation] = &[
         removes: keeps,
     },
     Operation {
+        name: "verified copy of a disk",
+        run: |store, ids| {
+            let verified = CopyOptions { verify: true, ..chosen_copy(ids) };
+            store.copy_image("B", &ids.disk, None, "{}", &verified)?;
+            store.run_tasks();
+            Ok(())
+        },
+        made: |ids, scene| Some((1, ids.new.clone(), content(scene, 0, &ids.disk))),
+        removes: keeps,
+    },
+    Operation {
+        name: "difference to a verified copy",
+        run: |store, ids| {
+            let verified = CopyOptions { verify: true, ..CopyOptions::default() };
+            store.copy_image("B", &ids.snapshot, None, "{}", &verified)?;
+            store.run_tasks();
+            store.copy_image("B", &ids.child, Some(&ids.snapshot), "{}", &chosen_copy(ids))?;
+            store.run_tasks();
+            Ok(())
+        },
+        made: |ids, scene| Some((1, ids.new.clone(), content(scene, 0, &ids.child))),
+        removes: keeps,
+    },
+    Operation {
         name: "copy of a snapshot",
         run: |store, ids| {
             store.copy_image("B", &ids.snapshot, None, "{}", &CopyOptions::default())?;

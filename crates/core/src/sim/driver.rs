@@ -199,8 +199,8 @@ impl SimDriver {
             _ => None,
         });
         found.ok_or_else(|| {
-            let message = format!("{} is not a volume of this repository", open.device.name());
-            Error::new(ErrorKind::Internal, message)
+            let message = format!("{}: the volume's object is not there", open.device.name());
+            Error::new(ErrorKind::ImageBroken, message)
         })
     }
 

@@ -212,15 +212,16 @@ impl Tree {
         let device = volume.device.name();
         let path = Path::new(&device);
         let name = path.file_name().and_then(OsStr::to_str).filter(|name| parse_id(name).is_some());
-        if let Some(name) = name
-            && let Some(file) = self.open_data(name, false)?
-        {
+        let name =
+            name.ok_or_else(|| wrong(ErrorKind::Internal, path, "is not a volume of this repository"))?;
+        if let Some(file) = self.open_data(name, false)? {
             let stat = rustix::fs::fstat(&file).map_err(|e| failed("cannot stat", path, e))?;
             if device_id(file_id(&stat)) == volume.device.id() {
                 return Ok((file, path.to_path_buf()));
             }
         }
-        Err(wrong(ErrorKind::Internal, path, "is not a volume of this repository"))
+        // It was deleted by who took it for garbage, while the lock that keeps it was lost.
+        Err(missing(path))
     }
 }
 
