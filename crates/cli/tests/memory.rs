@@ -105,8 +105,8 @@ fn large_copies_take_little_memory() {
         let (most, said) = peak_of(&place, arguments);
         println!("{arguments:?}: {} KiB, {} KiB without", most / 1024, base / 1024);
         assert!(most < base + LIMIT, "{arguments:?}: {most} bytes, {base} without");
-        // So much the buffers are.
-        assert!(most > base + 32 * MIB, "{arguments:?}: nothing was direct, {most} bytes");
+        // So much the buffers are that were used, at least.
+        assert!(most > base + 16 * MIB, "{arguments:?}: nothing was direct, {most} bytes");
         said
     };
     check(&["file", "convert", "-f", "raw", "-O", "raw", raw, "copy"]);
