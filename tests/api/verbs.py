@@ -52,7 +52,7 @@ COMMANDS: dict[str, list[str] | None] = {
     "exportImage": ["image export"],
     "measureImage": ["image measure"],
 }
-FILE = ("info", "check", "map", "measure", "convert", "compare", "create", "commit", "rebase")
+FILE = ("info", "check", "map", "measure", "convert", "compare", "hash", "create", "commit", "rebase")
 COMMANDS_ONLY = {"graph", *(f"file {command}" for command in FILE)}
 RUST_ONLY = {"new", "close", "connect_driver", "run_tasks", "graph", "list_image_infos"}
 C_ONLY = {

@@ -29,11 +29,6 @@ fn records(world: &SimWorld) -> Records {
     records
 }
 
-/// How many images have hashes.
-pub fn hashed(world: &SimWorld) -> usize {
-    records(world).images.values().filter(|image| image["manifest"].is_object()).count()
-}
-
 /// The name of the backing file in a qcow2 header.
 fn backing_name(bytes: &[u8]) -> Option<String> {
     let number = |at: usize, length: usize| -> usize {
