@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vdsmstore_io::hash::Manifest;
-use vdsmstore_io::{Control, Image, Layer, Target, execute, execute_hashed, hash, plan, without};
+use vdsmstore_io::{Control, Image, Layer, Plan, Target, execute, execute_hashed, hash, plan, without};
 
 use crate::id::{ImageId, Token};
 use crate::job::{Env, Step};
@@ -30,9 +30,9 @@ pub(crate) use layout::{create_qcow2, lay_out_clone, look_at_target};
 pub(crate) use limit::Limit;
 pub(crate) use source::{find_base, find_image};
 
-/// Virtual bytes of one step where there is data; more where there is none.
+/// Virtual bytes of one step where there is much to move; more where there is little.
 pub(crate) const STEP: u64 = 64 << 20;
-/// The longest step over nothing.
+/// The longest step over little or nothing.
 const LONG_STEP: u64 = 64 << 30;
 /// The same where hashes are taken: those of so much take 2 MiB.
 const LONG_HASHED: u64 = 4 << 30;
@@ -243,8 +243,9 @@ impl Filler {
         let target = Target { backed: copy.backed, known_zero: !copy.backed && copy.fresh };
         let planned = if copy.hashing.is_some() { plan::copy_units } else { plan::copy };
         let mut plan = planned(source, base, target, copy.position, length)?;
-        if length > STEP && !plan.moves().is_empty() {
-            // A long step is for nothing to do.
+        let moved = |plan: &Plan| plan.moves().iter().map(|step| step.length).sum::<u64>();
+        if length > STEP && moved(&plan) > STEP {
+            // A long step is for little to do.
             length = STEP;
             plan = planned(source, base, target, copy.position, length)?;
         }
@@ -254,7 +255,7 @@ impl Filler {
             Some(_) if base.is_some() => STEP,
             Some(_) => LONG_HASHED,
         };
-        copy.step = if plan.moves().is_empty() { (copy.step * 2).min(longest) } else { STEP };
+        copy.step = if moved(&plan) < STEP / 2 { (copy.step * 2).min(longest) } else { STEP };
         let control = Control { progress: &|bytes| env.task.add_done(bytes), ..quiet };
         let units = match &copy.hashing {
             Some(hashing) => hashing.units(copy.position, length, length == left),
