@@ -106,6 +106,9 @@ impl Raw {
             if let Some(blob) = image["userData"]["blob"].as_str() {
                 blobs.insert((id.clone(), blob.to_owned()));
             }
+            // Hashes may be lost, where locks were: then they say nothing.
+            let hashes = image["manifest"]["blob"].as_str().map(|blob| (id.clone(), blob.to_owned()));
+            blobs.extend(hashes.filter(|hashes| self.blobs.contains(hashes)));
         }
         for (id, volume) in &self.volumes {
             assert_eq!(volume["state"], "ready", "{what}: volume {id}");
