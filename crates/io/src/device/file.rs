@@ -170,13 +170,10 @@ impl FileDevice {
             return self.write_plain_zeroes(offset, end - offset);
         }
         self.write_plain_zeroes(offset, first - offset)?;
-        // A device that can gives the space back; a discard (BLKDISCARD) would not promise zeroes.
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        if rustix::fs::fallocate(&self.file, flags, first, last - first).is_ok() {
-            return self.write_plain_zeroes(last, end - last);
-        }
-        // The request bypasses the page cache: what is dirty there must not come later.
-        match sys::block_device_zero(&self.file, first, last - first) {
+        // A device that can gives the space back; a discard (BLKDISCARD) would not promise zeroes. Both requests bypass the page
+        // cache: what is dirty there must not come later.
+        let punched = self.punch(first, last - first);
+        match punched.or_else(|_| sys::block_device_zero(&self.file, first, last - first)) {
             Ok(()) => {}
             Err(e) if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOTTY | libc::EINVAL)) => {
                 self.write_plain_zeroes(first, last - first)?;
@@ -184,6 +181,11 @@ impl FileDevice {
             Err(e) => return Err(self.error("cannot zero", e, first, last - first)),
         }
         self.write_plain_zeroes(last, end - last)
+    }
+
+    fn punch(&self, offset: u64, length: u64) -> rustix::io::Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(&self.file, flags, offset, length)
     }
 
     /// Grows the file to `end` without ever shrinking it, whatever other threads do to its length meanwhile.
@@ -242,8 +244,7 @@ impl Device for FileDevice {
         if self.block {
             return self.zero_block_device(offset, end);
         }
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        match rustix::fs::fallocate(&self.file, flags, offset, length) {
+        match self.punch(offset, length) {
             Ok(()) => {}
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => return self.write_plain_zeroes(offset, length),
             Err(e) => return Err(self.error("cannot punch a hole", e.into(), offset, length)),

@@ -5,7 +5,8 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{
-    Control, MAX_THREADS, Outcome, REQUEST, Requests, Totals, direct, is_zero, read_padded, room, run_threads,
+    Control, MAX_THREADS, Outcome, REQUEST, Requests, Totals, direct, is_zero, read_padded, room,
+    run_requests,
 };
 use crate::plan::{Action, Move};
 use crate::{Error, ErrorKind, Image, Result};
@@ -35,20 +36,15 @@ pub fn compress(
     let read = length >= direct::WORTHWHILE && direct::may_read(source);
     let left = if read { work.read_ahead(&mut ahead, control)? } else { None };
     let moves = left.as_deref().unwrap_or(all.as_slice());
-    let requests = Mutex::new(Requests { moves, done: 0, size });
-    run_threads(
-        control,
-        || Ok(requests.lock().unwrap_or_else(PoisonError::into_inner).next()),
-        &|step, buffers| {
-            if work.is_known_zero(&step)? {
-                return work.zero(&step);
-            }
-            let data = room(&mut buffers.source, step.length);
-            read_padded(source, step.offset, data).map_err(|e| e.with_range(step.offset, step.length))?;
-            Totals::add(&totals.read, step.length);
-            work.pack(&step, data)
-        },
-    )?;
+    run_requests(moves, size, control, &|step, buffers| {
+        if work.is_known_zero(&step)? {
+            return work.zero(&step);
+        }
+        let data = room(&mut buffers.source, step.length);
+        read_padded(source, step.offset, data).map_err(|e| e.with_range(step.offset, step.length))?;
+        Totals::add(&totals.read, step.length);
+        work.pack(&step, data)
+    })?;
     Ok(totals.outcome())
 }
 

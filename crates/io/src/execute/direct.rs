@@ -14,7 +14,8 @@ use crate::sys::queue::Kind;
 use crate::{Image, Result};
 use kept::Held;
 pub use kept::Keep;
-use transfer::{Next, Part, Sink, Transfer, Visit};
+pub(super) use transfer::Visit;
+use transfer::{Next, Part, Sink, Transfer};
 
 /// The largest request, and a slot of memory for it.
 pub(super) const LARGE: u64 = 4 << 20;

@@ -77,7 +77,7 @@ impl Outcome {
 }
 
 #[derive(Default)]
-struct Totals {
+pub(crate) struct Totals {
     read: AtomicU64,
     written: AtomicU64,
     zeroed: AtomicU64,
@@ -90,7 +90,7 @@ impl Totals {
         total.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    fn outcome(self) -> Outcome {
+    pub fn outcome(self) -> Outcome {
         Outcome {
             read: self.read.into_inner(),
             written: self.written.into_inner(),
@@ -126,18 +126,11 @@ pub fn execute_hashed(
     units: &Units,
     control: &Control<'_>,
 ) -> Result<Outcome> {
-    let mut at = plan.offset();
-    for step in plan.moves() {
-        if base.is_none() {
-            units.see_zeroes(at, step.offset - at);
-        }
-        at = step.offset + step.length;
-        if step.action == Action::Zero {
-            units.see_zeroes(step.offset, step.length);
-        }
-    }
     if base.is_none() {
-        units.see_zeroes(at, plan.offset() + plan.length() - at);
+        units.see_gaps(plan);
+    }
+    for step in plan.moves().iter().filter(|step| step.action == Action::Zero) {
+        units.see_zeroes(step.offset, step.length);
     }
     run(plan, source, base, target, Some(units), control)
 }
@@ -150,8 +143,7 @@ fn run(
     units: Option<&Units>,
     control: &Control<'_>,
 ) -> Result<Outcome> {
-    let moved = plan.moves().iter().fold(0u64, |sum, step| sum.saturating_add(step.length));
-    let nothing_to_do = plan.length().saturating_sub(moved);
+    let nothing_to_do = plan.length().saturating_sub(plan.moved_bytes());
     if nothing_to_do > 0 {
         (control.progress)(nothing_to_do);
     }
@@ -161,51 +153,29 @@ fn run(
         Some(left) => Cow::Owned(left),
         None => left,
     };
-    let requests = Mutex::new(Requests { moves: &left, done: 0, size: REQUEST });
-    run_threads(
-        control,
-        || {
-            let next = requests.lock().unwrap_or_else(PoisonError::into_inner).next();
-            Ok(next)
-        },
-        &|step, buffers: &mut Buffers| run_move(&step, source, base, target, units, buffers, &totals),
-    )?;
+    run_requests(&left, REQUEST, control, &|step, buffers| {
+        run_move(&step, source, base, target, units, buffers, &totals)
+    })?;
     Ok(totals.outcome())
 }
 
-/// Shows the units that a plan names to `units`.
-pub(crate) fn read_units(
-    plan: &Plan,
+/// Reads all bytes of these moves, and shows them to `visit`, in no order; beyond the end of the image are zeroes.
+pub(crate) fn read_moves(
+    moves: &[Move],
     image: &Image,
-    units: &Units,
+    visit: &direct::Visit<'_>,
     control: &Control<'_>,
-) -> Result<Outcome> {
-    let totals = Totals::default();
-    let mut requests = Requests { moves: plan.moves(), done: 0, size: direct::LARGE };
+    totals: &Totals,
+) -> Result<()> {
+    let mut requests = Requests { moves, done: 0, size: direct::LARGE };
     let mut next = || Ok(requests.next().map(|step| (step, 0)));
-    let visit = |step: &Move, bytes: &[u8], _: Option<&[u8]>| {
-        units.see(step.offset, bytes);
-        Ok(())
-    };
-    let left = match direct::read(&mut next, image, None, &visit, control, &totals)? {
-        Some(left) => Cow::Owned(left),
-        None => Cow::Borrowed(plan.moves()),
-    };
-    let requests = Mutex::new(Requests { moves: &left, done: 0, size: REQUEST });
-    run_threads(
-        control,
-        || {
-            let next = requests.lock().unwrap_or_else(PoisonError::into_inner).next();
-            Ok(next)
-        },
-        &|step, buffers: &mut Buffers| {
-            let bytes = room(&mut buffers.source, step.length);
-            read_padded(image, step.offset, bytes).map_err(|e| e.with_range(step.offset, step.length))?;
-            Totals::add(&totals.read, step.length);
-            visit(&step, bytes, None)
-        },
-    )?;
-    Ok(totals.outcome())
+    let left = direct::read(&mut next, image, None, visit, control, totals)?;
+    run_requests(left.as_deref().unwrap_or(moves), REQUEST, control, &|step, buffers| {
+        let bytes = room(&mut buffers.source, step.length);
+        read_padded(image, step.offset, bytes).map_err(|e| e.with_range(step.offset, step.length))?;
+        Totals::add(&totals.read, step.length);
+        visit(&step, bytes, None)
+    })
 }
 
 /// What one thread keeps between requests.
@@ -221,6 +191,17 @@ fn room(buffer: &mut Vec<u8>, length: u64) -> &mut [u8] {
         buffer.resize(length as usize, 0);
     }
     &mut buffer[..length as usize]
+}
+
+/// Works off moves, in requests of that size, on several threads.
+fn run_requests(
+    moves: &[Move],
+    size: u64,
+    control: &Control<'_>,
+    work: &(dyn Fn(Move, &mut Buffers) -> Result<()> + Sync),
+) -> Result<()> {
+    let requests = Mutex::new(Requests { moves, done: 0, size });
+    run_threads(control, || Ok(requests.lock().unwrap_or_else(PoisonError::into_inner).next()), work)
 }
 
 /// Works off what `next` hands out until there is no more, on several threads; reports progress after each.

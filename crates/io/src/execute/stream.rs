@@ -1,10 +1,9 @@
 //! Reading an image from its beginning to its end, for who takes bytes one after the other: a pipe.
 
-use std::borrow::Cow;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Mutex, PoisonError};
 
-use super::{Control, Keep, Outcome, REQUEST, Requests, Totals, direct};
+use super::{Control, Keep, Outcome, Totals, read_moves};
 use crate::plan;
 use crate::{Error, ErrorKind, Image, Move, Plan, Result, sys};
 
@@ -73,18 +72,5 @@ fn fill(image: &Image, plan: &Plan, piece: &mut [u8], control: &Control<'_>, tot
         piece.lock().unwrap_or_else(PoisonError::into_inner)[at..at + bytes.len()].copy_from_slice(bytes);
         Ok(())
     };
-    let mut requests = Requests { moves: plan.moves(), done: 0, size: direct::LARGE };
-    let mut next = || Ok(requests.next().map(|step| (step, 0)));
-    let left = match direct::read(&mut next, image, None, &put, &quiet, totals)? {
-        Some(left) => Cow::Owned(left),
-        None => Cow::Borrowed(plan.moves()),
-    };
-    for step in (Requests { moves: &left, done: 0, size: REQUEST }) {
-        let at = (step.offset - plan.offset()) as usize;
-        let mut piece = piece.lock().unwrap_or_else(PoisonError::into_inner);
-        let bytes = &mut piece[at..at + step.length as usize];
-        image.read(step.offset, bytes).map_err(|e| e.with_range(step.offset, step.length))?;
-        Totals::add(&totals.read, step.length);
-    }
-    Ok(())
+    read_moves(plan.moves(), image, &put, &quiet, totals)
 }

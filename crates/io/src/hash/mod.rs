@@ -9,9 +9,9 @@ mod manifest;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::execute::{Control, Keep, Outcome, is_zero, read_units};
+use crate::execute::{Control, Keep, Outcome, Totals, is_zero, read_moves};
 use crate::plan::{self, UNIT};
-use crate::{Image, Plan, Result};
+use crate::{Image, Move, Plan, Result};
 
 pub use manifest::{Builder, Manifest};
 
@@ -84,6 +84,13 @@ impl Units {
         self.found()[units].fill(Some(ZERO));
     }
 
+    /// What no move of the plan covers reads as zeroes.
+    pub(crate) fn see_gaps(&self, plan: &Plan) {
+        for (offset, length) in plan.gaps() {
+            self.see_zeroes(offset, length);
+        }
+    }
+
     /// What was not seen: offset and length of each part.
     fn missing(&self) -> Vec<(u64, u64)> {
         let mut missing: Vec<(u64, u64)> = Vec::new();
@@ -107,15 +114,16 @@ impl Units {
         let mut plan = Plan::default();
         for &(offset, length) in parts {
             let data = plan::units(image, offset, length)?;
-            let mut at = offset;
-            for step in data.moves() {
-                self.see_zeroes(at, step.offset - at);
-                at = step.offset + step.length;
-            }
-            self.see_zeroes(at, offset + length - at);
+            self.see_gaps(&data);
             plan.extend(data);
         }
-        read_units(&plan, image, self, control)
+        let totals = Totals::default();
+        let see = |step: &Move, bytes: &[u8], _: Option<&[u8]>| {
+            self.see(step.offset, bytes);
+            Ok(())
+        };
+        read_moves(plan.moves(), image, &see, control, &totals)?;
+        Ok(totals.outcome())
     }
 
     /// All hashes, in order; those of units that were not seen are missing.

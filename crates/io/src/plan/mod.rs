@@ -60,6 +60,19 @@ impl Plan {
         self.length
     }
 
+    /// Bytes that the moves cover.
+    pub fn moved_bytes(&self) -> u64 {
+        self.sum(|_| 1)
+    }
+
+    /// What no move covers, in order: offset and length of each part, which may be 0.
+    pub(crate) fn gaps(&self) -> impl Iterator<Item = (u64, u64)> {
+        let ends = self.moves.iter().map(|step| step.offset + step.length);
+        let starts = self.moves.iter().map(|step| step.offset);
+        let from = std::iter::once(self.offset).chain(ends);
+        from.zip(starts.chain(std::iter::once(self.offset + self.length))).map(|(from, to)| (from, to - from))
+    }
+
     /// Bytes that executing it reads, from source and base together.
     pub fn read_bytes(&self) -> u64 {
         self.sum(|action| match action {

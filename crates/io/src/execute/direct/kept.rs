@@ -217,6 +217,7 @@ mod tests {
         assert_eq!(shares(&next), [8, 8]);
         assert_eq!(taken(), ALL_SLOTS);
     }
+
     #[test]
     fn what_a_parent_process_left_is_not_used() {
         let _alone = ALONE.lock();

@@ -45,7 +45,7 @@ pub(super) enum Sink<'a> {
 }
 
 /// Gets a step, its bytes, and those of the base if it compares.
-pub(super) type Visit<'a> = dyn Fn(&Move, &[u8], Option<&[u8]>) -> Result<()> + Sync + 'a;
+pub(in crate::execute) type Visit<'a> = dyn Fn(&Move, &[u8], Option<&[u8]>) -> Result<()> + Sync + 'a;
 
 /// A step, and the bytes that follow it in its move.
 pub(super) type Next = (Move, u64);
