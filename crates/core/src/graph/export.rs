@@ -123,15 +123,20 @@ impl Destination {
 pub(crate) struct Export {
     destination: Destination,
     source: Image,
-    target: Option<Image>,
-    /// The pipe of the target, once somebody reads from it.
-    pipe: Option<fs::File>,
+    output: Option<Output>,
     /// The file of the target, locked for as long as it is written.
     part: Option<fs::File>,
     /// How the file is compressed.
     compress: Option<Compression>,
     position: u64,
     limit: Limit,
+}
+
+/// Where the bytes go.
+enum Output {
+    File(Image),
+    /// Somebody reads from it.
+    Pipe(fs::File),
 }
 
 impl Export {
@@ -144,7 +149,7 @@ impl Export {
     ) -> Result<Self> {
         let source = opened.image(false)?;
         let limit = Limit::new(bandwidth);
-        Ok(Self { destination, source, target: None, pipe: None, part: None, compress, position: 0, limit })
+        Ok(Self { destination, source, output: None, part: None, compress, position: 0, limit })
     }
 
     fn create(&mut self) -> Result<Image> {
@@ -194,72 +199,54 @@ impl Export {
         }
     }
 
-    /// Writes the next piece to the pipe.
-    fn stream(&mut self, env: &Env<'_>) -> Result<Step> {
-        let size = self.source.size();
-        let Some(pipe) = &self.pipe else {
-            env.task.set_stage("1/1", 0, size);
-            self.pipe = self.open_pipe()?;
-            return Ok(if self.pipe.is_some() { Step::Again } else { Step::Later(READER) });
-        };
-        if self.position >= size {
-            self.pipe = None;
-            return Ok(Step::Done);
+    /// None: nobody reads from the pipe yet.
+    fn open(&mut self) -> Result<Option<Output>> {
+        if self.destination.pipe {
+            return Ok(self.open_pipe()?.map(Output::Pipe));
         }
-        if let Some(pause) = self.limit.pause() {
-            return Ok(Step::Later(pause.min(Duration::from_secs(1))));
-        }
-        let length = STEP.min(self.limit.step()).min(size - self.position);
-        let control = Control {
-            cancel: &|| env.task.is_cancelled(),
-            progress: &|bytes| env.task.add_done(bytes),
-            threads: env.threads,
-        };
-        let path = &self.destination.path;
-        let mut sink = |bytes: &[u8]| write_all(pipe, path, bytes, &control);
-        let outcome = env.outcome(stream(&self.source, self.position, length, &control, &mut sink))?;
-        self.limit.spend(outcome.read.max(length));
-        self.position += length;
-        env.task.set_done(self.position);
-        Ok(Step::Again)
+        self.create().map(Output::File).map(Some)
     }
 
     fn copy(&mut self, env: &Env<'_>) -> Result<Step> {
-        if self.destination.pipe {
-            return self.stream(env);
-        }
-        let size = self.source.size();
-        if self.target.is_none() {
+        let (size, position) = (self.source.size(), self.position);
+        if self.output.is_none() {
             env.task.set_stage("1/1", 0, size);
-            self.target = Some(self.create()?);
+            self.output = self.open()?;
         }
-        let Some(target) = &self.target else { return Ok(Step::Again) };
-        if self.position >= size {
-            if !without!("export.flush") {
-                target.flush()?;
+        let Some(output) = &self.output else { return Ok(Step::Later(READER)) };
+        if position >= size {
+            if let Output::File(target) = output {
+                if !without!("export.flush") {
+                    target.flush()?;
+                }
+                self.destination.publish()?;
             }
-            self.destination.publish()?;
+            // Who reads from a pipe learns that this was all.
+            self.output = None;
             return Ok(Step::Done);
         }
         if let Some(pause) = self.limit.pause() {
             return Ok(Step::Later(pause.min(Duration::from_secs(1))));
         }
-        let length = STEP.min(self.limit.step()).min(size - self.position);
-        let control = Control {
-            cancel: &|| env.task.is_cancelled(),
-            progress: &|bytes| env.task.add_done(bytes),
-            threads: env.threads,
-        };
-        let outcome = if self.compress.is_some() {
+        let length = STEP.min(self.limit.step()).min(size - position);
+        let (source, path) = (&self.source, &self.destination.path);
+        let spent = env.moves(|control| match output {
+            Output::Pipe(pipe) => {
+                let mut sink = |bytes: &[u8]| write_all(pipe, path, bytes, control);
+                let outcome = stream(source, position, length, control, &mut sink)?;
+                Ok(outcome.read.max(length))
+            }
             // Steps are whole clusters, 64 KiB.
-            compress(&self.source, target, self.position, length, &control)
-        } else {
-            let empty = Target { backed: false, known_zero: true };
-            let plan = plan::copy(&self.source, None, empty, self.position, length)?;
-            execute(&plan, &self.source, None, target, &control)
-        };
-        let outcome = env.outcome(outcome)?;
-        self.limit.spend(outcome.read);
+            Output::File(target) if self.compress.is_some() => {
+                Ok(compress(source, target, position, length, control)?.read)
+            }
+            Output::File(target) => {
+                let empty = Target { backed: false, known_zero: true };
+                let plan = plan::copy(source, None, empty, position, length)?;
+                Ok(execute(&plan, source, None, target, control)?.read)
+            }
+        })?;
+        self.limit.spend(spent);
         self.position += length;
         env.task.set_done(self.position);
         Ok(Step::Again)
@@ -301,7 +288,7 @@ impl Job for Export {
     }
 
     fn failed(&mut self, _: &Error) {
-        self.target = None;
+        self.output = None;
         if self.part.take().is_some() {
             // It is nobody's: an export begins anew.
             let _ = fs::remove_file(&self.destination.part);

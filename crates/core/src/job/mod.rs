@@ -6,6 +6,8 @@ mod task;
 use std::sync::Arc;
 use std::time::Duration;
 
+use vdsmstore_io::Control;
+
 use crate::repo::Repo;
 use crate::{Error, ErrorKind, Result};
 
@@ -34,9 +36,24 @@ pub(crate) struct Env<'a> {
 }
 
 impl Env<'_> {
-    /// The outcome of moving data: that it was cancelled means that the task was stopped.
-    pub fn outcome<T>(&self, moved: vdsmstore_io::Result<T>) -> Result<T> {
-        moved.map_err(|error| match error.kind() {
+    /// Moves data as this task, which can be stopped, and tells how far it is.
+    pub fn moves<T>(&self, work: impl FnOnce(&Control<'_>) -> vdsmstore_io::Result<T>) -> Result<T> {
+        self.controlled(&|bytes| self.task.add_done(bytes), work)
+    }
+
+    /// The same, of what is read beside: it is no progress.
+    pub fn reads<T>(&self, work: impl FnOnce(&Control<'_>) -> vdsmstore_io::Result<T>) -> Result<T> {
+        self.controlled(&|_| {}, work)
+    }
+
+    /// That it was cancelled means that the task was stopped.
+    fn controlled<T>(
+        &self,
+        progress: &(dyn Fn(u64) + Sync),
+        work: impl FnOnce(&Control<'_>) -> vdsmstore_io::Result<T>,
+    ) -> Result<T> {
+        let control = Control { cancel: &|| self.task.is_cancelled(), progress, threads: self.threads };
+        work(&control).map_err(|error| match error.kind() {
             vdsmstore_io::ErrorKind::Cancelled => {
                 Error::new(ErrorKind::Stopped, format!("task {:?} was stopped", self.task.id))
             }

@@ -1,7 +1,7 @@
 //! Hashes of what a fill copies: kept with the image, and what was written is read back if that is asked for.
 
 use vdsmstore_io::hash::{Builder, Manifest, Units};
-use vdsmstore_io::{Control, Image, Plan, without};
+use vdsmstore_io::{Image, Plan, without};
 
 use crate::job::Env;
 use crate::{Error, ErrorKind, Result};
@@ -59,8 +59,6 @@ impl Hashing {
 
     /// Once the target is flushed: reads back what was written since the last time, and compares. Returns the bytes it read.
     pub fn read_back(&mut self, target: &Image, env: &Env<'_>) -> Result<u64> {
-        let control =
-            Control { cancel: &|| env.task.is_cancelled(), progress: &|_| {}, threads: env.threads };
         let mut read = 0;
         if self.verify && !self.pending.is_empty() {
             // What the page cache has is not what the disk has.
@@ -69,7 +67,7 @@ impl Hashing {
         for (units, written) in self.pending.drain(..) {
             if self.verify && !without!("hashing.read") {
                 let back = units.like();
-                read += env.outcome(back.read(target, &written, &control))?.read;
+                read += env.reads(|control| back.read(target, &written, control))?.read;
                 if let Some((offset, length)) = units.difference(&back) {
                     let message = format!(
                         "what was written at {offset}, {length} bytes, does not read as it was in the source"

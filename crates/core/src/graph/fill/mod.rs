@@ -9,8 +9,8 @@ mod source;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vdsmstore_io::hash::Manifest;
-use vdsmstore_io::{Control, Image, Layer, Plan, Target, execute, execute_hashed, hash, plan, without};
+use vdsmstore_io::hash::{Manifest, Units};
+use vdsmstore_io::{Image, Layer, Plan, Target, execute, execute_hashed, hash, plan, without};
 
 use crate::id::{ImageId, Token};
 use crate::job::{Env, Step};
@@ -76,6 +76,51 @@ struct Copying {
     limit: Limit,
     flushed_at: Instant,
     looked_at: Instant,
+}
+
+impl Copying {
+    /// The hashes of the base, if they are known.
+    fn known(&self) -> Option<&Manifest> {
+        self.base.as_ref().and_then(|base| base.manifest.as_ref())
+    }
+
+    /// The units of the next part of that length, if anybody wants their hashes: those of the end of the disk, too, if it is the last.
+    fn units(&self, length: u64) -> Option<Units> {
+        match &self.hashing {
+            Some(hashing) => Some(hashing.units(self.position, length, self.position + length == self.size)),
+            None => self.known().map(|_| Units::new(self.position, length)),
+        }
+    }
+
+    /// What is to be done to the next part, which is as long as suits.
+    fn next_plan(&mut self) -> Result<Plan> {
+        let mut length = self.step.min(self.limit.step());
+        if let Some(known) = self.known() {
+            // Up to the end of a block: of whole ones hashes can be taken.
+            let (block, end) = (known.block_size(), self.position + length);
+            length = end.saturating_sub(end % block).saturating_sub(self.position);
+            if length == 0 {
+                length = block - self.position % block;
+            }
+        }
+        length = length.min(self.size - self.position);
+        let base = self.base.as_ref().map(|base| &base.image);
+        let target = Target { backed: self.backed, known_zero: !self.backed && self.fresh };
+        let planned = if self.hashing.is_some() { plan::copy_units } else { plan::copy };
+        let mut plan = planned(&self.source.image, base, target, self.position, length)?;
+        if length > STEP && plan.moved_bytes() > STEP {
+            // A long step is for little to do.
+            plan = planned(&self.source.image, base, target, self.position, STEP)?;
+        }
+        let longest = match (&self.hashing, self.known()) {
+            (None, None) => LONG_STEP,
+            // What the plan leaves out is read all the same.
+            (Some(_), _) if base.is_some() => STEP,
+            _ => LONG_HASHED,
+        };
+        self.step = if plan.moved_bytes() < STEP / 2 { (self.step * 2).min(longest) } else { STEP };
+        Ok(plan)
+    }
 }
 
 /// A fill that can begin, or why it cannot yet.
@@ -217,64 +262,32 @@ impl Filler {
         if let Some(pause) = copy.limit.pause() {
             return Ok(Step::Later(pause));
         }
-        let quiet = Control { cancel: &|| env.task.is_cancelled(), progress: &|_| {}, threads: env.threads };
         if let Some(hashing) = &mut copy.hashing
             && let Some((offset, length)) = hashing.former(copy.limit.step().min(STEP))
         {
-            let units = hash::Units::new(offset, length);
-            copy.limit.spend(env.outcome(units.complete(&copy.target, &quiet))?.read);
+            let units = Units::new(offset, length);
+            copy.limit.spend(env.reads(|control| units.complete(&copy.target, control))?.read);
             hashing.push_former(&units);
             return Ok(Step::Again);
         }
-        let left = copy.size - copy.position;
+        let mut plan = copy.next_plan()?;
+        let length = plan.length();
+        let (source, target) = (&copy.source.image, &copy.target);
         let base = copy.base.as_ref().map(|base| &base.image);
-        let known = copy.base.as_ref().and_then(|base| base.manifest.as_ref());
-        let mut length = copy.step.min(copy.limit.step());
-        if let Some(known) = known {
-            // Up to the end of a block: of whole ones hashes can be taken.
-            let (block, end) = (known.block_size(), copy.position + length);
-            length = end.saturating_sub(end % block).saturating_sub(copy.position);
-            if length == 0 {
-                length = block - copy.position % block;
-            }
-        }
-        length = length.min(left);
-        let source = &copy.source.image;
-        let target = Target { backed: copy.backed, known_zero: !copy.backed && copy.fresh };
-        let planned = if copy.hashing.is_some() { plan::copy_units } else { plan::copy };
-        let mut plan = planned(source, base, target, copy.position, length)?;
-        let moved = |plan: &Plan| plan.moves().iter().map(|step| step.length).sum::<u64>();
-        if length > STEP && moved(&plan) > STEP {
-            // A long step is for little to do.
-            length = STEP;
-            plan = planned(source, base, target, copy.position, length)?;
-        }
-        let longest = match &copy.hashing {
-            None => LONG_STEP,
-            // What the plan leaves out is read all the same.
-            Some(_) if base.is_some() => STEP,
-            Some(_) => LONG_HASHED,
-        };
-        copy.step = if moved(&plan) < STEP / 2 { (copy.step * 2).min(longest) } else { STEP };
-        let control = Control { progress: &|bytes| env.task.add_done(bytes), ..quiet };
-        let units = match &copy.hashing {
-            Some(hashing) => hashing.units(copy.position, length, length == left),
-            None => hash::Units::new(copy.position, length),
-        };
+        let units = copy.units(length);
         let mut read = 0;
-        if let Some(known) = known {
-            let (rest, sieved) = env.outcome(hash::sieve(&plan, source, known, &units, &quiet))?;
+        if let (Some(known), Some(units)) = (copy.known(), &units) {
+            let (rest, sieved) = env.reads(|control| hash::sieve(&plan, source, known, units, control))?;
             (plan, read) = (rest, sieved.read);
         }
-        let outcome = match &copy.hashing {
-            Some(_) => execute_hashed(&plan, source, base, &copy.target, &units, &control),
-            None => execute(&plan, source, base, &copy.target, &control),
-        };
-        let outcome = env.outcome(outcome)?;
+        let outcome = env.moves(|control| match (&copy.hashing, &units) {
+            (Some(_), Some(units)) => execute_hashed(&plan, source, base, target, units, control),
+            _ => execute(&plan, source, base, target, control),
+        })?;
         read += outcome.read;
-        if let Some(hashing) = &mut copy.hashing {
+        if let (Some(hashing), Some(units)) = (&mut copy.hashing, units) {
             if hashing.verify() {
-                read += env.outcome(units.complete(source, &quiet))?.read;
+                read += env.reads(|control| units.complete(source, control))?.read;
             }
             hashing.push(units, &plan, base.is_some());
         }

@@ -126,7 +126,8 @@ pub(super) fn open_source(
         How::Copy | How::Diff => {
             let source =
                 fill.source.as_ref().ok_or_else(|| chain::broken(repo, image.id(), "no source is named"))?;
-            open_image(repo, env, source, image.id()).map(Some)
+            let hashed = fill.how == How::Copy || fill.verify;
+            open_image(repo, env, source, image.id(), hashed).map(Some)
         }
     }
 }
@@ -140,12 +141,13 @@ fn is_whole(repo: &Repo, record: ImageRecord) -> Result<bool> {
     }
 }
 
-/// Opens the image that is copied, wherever it is.
-pub(super) fn open_image(
+/// Opens the image that is copied, wherever it is; with its hashes, if they are wanted.
+fn open_image(
     target: &Arc<Repo>,
     env: &Env<'_>,
     source: &Source,
     except: ImageId,
+    hashed: bool,
 ) -> Result<Opened> {
     let Some((repo, record)) = find_image(&env.repos, target, source, except)? else {
         let message = format!(
@@ -155,24 +157,24 @@ pub(super) fn open_image(
         return Err(Error::new(ErrorKind::ImageNotFound, message).with("imageId", source.image.to_string()));
     };
     env.task.uses(&repo, source.image);
-    if record.kind == Kind::Disk {
-        if pin::is_possible(&repo) {
-            let (opened, token) = pin::open(&repo, source.image)?;
-            let manifest = manifest::of(&repo, &record).filter(|_| record.token == token);
-            return Ok(Opened { token: Some(token), manifest, ..Opened::new(&opened)? });
-        }
+    let is_disk = record.kind == Kind::Disk;
+    let opened = if is_disk && pin::is_possible(&repo) {
+        let (opened, token) = pin::open(&repo, source.image)?;
+        Opened { token: Some(token), ..Opened::new(&opened)? }
+    } else if is_disk {
         if !without!("source.lease") {
             lease::ensure_free(&repo, &record)?;
         }
-        let opened = Opened::still(&repo, source.image)?;
-        let manifest = manifest::of(&repo, &record).filter(|_| opened.token == Some(record.token));
-        return Ok(Opened { manifest, ..opened });
-    }
-    let mut opened = Opened::new(&chain::open(&repo, source.image, Access::Read)?)?;
-    opened.manifest = manifest::of(&repo, &record);
-    // A snapshot's id names its data; there is nothing more to compare.
-    opened.token = Some(source.token);
-    Ok(opened)
+        Opened::still(&repo, source.image)?
+    } else {
+        // A snapshot's id names its data; there is nothing more to compare.
+        let opened = Opened::new(&chain::open(&repo, source.image, Access::Read)?)?;
+        Opened { token: Some(source.token), ..opened }
+    };
+    // Those of a disk that was written since the record was read say nothing.
+    let same = !is_disk || opened.token == Some(record.token);
+    let manifest = if hashed && same { manifest::of(&repo, &record) } else { None };
+    Ok(Opened { manifest, ..opened })
 }
 
 /// Where the image that is copied is: a disk only in the repository where it was found, a snapshot wherever it is whole.

@@ -14,7 +14,7 @@ mod seal;
 use std::sync::Arc;
 use std::time::Instant;
 
-use vdsmstore_io::{Control, Image, execute, plan, without};
+use vdsmstore_io::{Image, execute, plan, without};
 
 use crate::id::ImageId;
 use crate::job::{Env, Step, percent};
@@ -243,12 +243,7 @@ impl Merge {
         }
         let length = STEP.min(self.limit.step()).min(self.size - self.position);
         let plan = plan::layers(&self.source, self.line.moved(self.direction), self.position, length)?;
-        let control = Control {
-            cancel: &|| env.task.is_cancelled(),
-            progress: &|bytes| env.task.add_done(bytes),
-            threads: env.threads,
-        };
-        let outcome = env.outcome(execute(&plan, &self.source, None, &self.target, &control))?;
+        let outcome = env.moves(|control| execute(&plan, &self.source, None, &self.target, control))?;
         self.position += length;
         env.task.set_done(self.position);
         self.limit.spend(outcome.read);
