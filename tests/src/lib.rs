@@ -112,6 +112,15 @@ fn qemu_compare(store: &Store, repo: &str, image: &str, file: &Path, leaks: bool
     });
 }
 
+/// What the kernel has counted of this process: `rchar`, `wchar` (by calls), `read_bytes`, `write_bytes` (of storage).
+pub fn counted<const N: usize>(names: [&str; N]) -> [u64; N] {
+    let text = std::fs::read_to_string("/proc/self/io").expect("/proc/self/io");
+    names.map(|name| {
+        let of = |line: &str| Some(line.strip_prefix(name)?.strip_prefix(": ")?.to_owned());
+        text.lines().find_map(of).expect("a count").parse().expect("a number")
+    })
+}
+
 /// What this process had written at some moment, by the kernel's counts.
 #[derive(Clone, Copy, Debug)]
 pub struct Written {
@@ -124,12 +133,8 @@ pub struct Written {
 impl Written {
     /// Until now.
     pub fn now() -> Written {
-        let text = std::fs::read_to_string("/proc/self/io").expect("/proc/self/io");
-        let count = |name: &str| -> u64 {
-            let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("a count");
-            line.trim().parse().expect("a number")
-        };
-        Written { called: count("wchar:"), stored: count("write_bytes:") }
+        let [called, stored] = counted(["wchar", "write_bytes"]);
+        Written { called, stored }
     }
 
     /// Bytes since then, by the count that has more of them.

@@ -25,7 +25,7 @@ use vdsmstore_core::options::{
 use vdsmstore_core::{ErrorKind, Fix, FixType, Store};
 use vdsmstore_tests::mounts::{Mounted, can_mount};
 use vdsmstore_tests::scene::{Scene, fails};
-use vdsmstore_tests::{PATIENCE, prepared, scratch, write};
+use vdsmstore_tests::{PATIENCE, counted, prepared, scratch, write};
 
 const CLUSTER: usize = 64 << 10;
 const MIB: usize = 1 << 20;
@@ -50,11 +50,7 @@ impl Random {
 
 /// Bytes read and written by this process, by the kernel's count.
 fn moved() -> (u64, u64) {
-    let text = std::fs::read_to_string("/proc/self/io").unwrap();
-    let count = |name: &str| -> u64 {
-        text.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().parse().unwrap()
-    };
-    (count("rchar:"), count("wchar:"))
+    counted(["rchar", "wchar"]).into()
 }
 
 fn check(store: &Store) -> Vec<Fix> {

@@ -24,7 +24,7 @@ use vdsmstore_io::device::sim::hosts::{self, Act, Turn};
 use vdsmstore_io::plan::{self, Target};
 use vdsmstore_io::{Control, ErrorKind, FileDevice, Format, Image, Layer, execute};
 use vdsmstore_tests::mounts::{Mounted, can_mount};
-use vdsmstore_tests::scratch;
+use vdsmstore_tests::{counted, scratch};
 
 const MIB: u64 = 1 << 20;
 /// What is copied is all this.
@@ -118,11 +118,7 @@ fn a_limit_holds_over_any_five_seconds() {
 
 /// Bytes that this process has had read from storage, and written there, counted when the requests are begun.
 fn begun() -> (u64, u64) {
-    let text = std::fs::read_to_string("/proc/self/io").unwrap();
-    let count = |name: &str| -> u64 {
-        text.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().parse().unwrap()
-    };
-    (count("read_bytes:"), count("write_bytes:"))
+    counted(["read_bytes", "write_bytes"]).into()
 }
 
 fn open(path: &Path, format: Format, size: u64, writable: bool) -> Image {

@@ -22,8 +22,10 @@ use vdsmstore_tests::{new_repo, run, scratch, settle, store, write};
 const MIB: usize = 1 << 20;
 const SIZE: usize = 100 * MIB + 1536;
 
-/// A disk on a snapshot, and the bytes that it has.
-fn disk(store: &Store) -> (String, Vec<u8>) {
+/// A repository in this place, with a disk on a snapshot, and the bytes that it has.
+fn disk(root: &Path) -> (Store, String, Vec<u8>) {
+    let store = store("here");
+    new_repo(&store, root, "A");
     let mut model = vec![0; SIZE];
     let id =
         store.create_virtual_disk("A", Some(SIZE as i64), None, "{}", &CreateOptions::default()).unwrap();
@@ -31,15 +33,15 @@ fn disk(store: &Store) -> (String, Vec<u8>) {
     let mut put = |at: usize, length: usize, seed: usize| {
         let bytes: Vec<u8> = (0..length).map(|n| ((n * seed) >> 3) as u8 | 1).collect();
         model[at..at + length].copy_from_slice(&bytes);
-        write(store, "A", &id, |image| image.write(at as i64, &bytes));
+        write(&store, "A", &id, |image| image.write(at as i64, &bytes));
     };
     put(3 * MIB, 30 * MIB, 31);
     put(SIZE - 1000, 1000, 7);
     store.create_snapshot("A", &id, "{}", &CreateOptions::default()).unwrap();
     put(10 * MIB + 512, MIB, 13);
     put(60 * MIB, 4096, 17);
-    settle(store, "A", &id);
-    (id, model)
+    settle(&store, "A", &id);
+    (store, id, model)
 }
 
 fn pipe(root: &Path) -> PathBuf {
@@ -61,9 +63,7 @@ fn reader(pipe: &Path, file: &Path) -> Child {
 }
 
 fn comes_through(root: &Path) {
-    let store = store("here");
-    new_repo(&store, root, "A");
-    let (id, model) = disk(&store);
+    let (store, id, model) = disk(root);
     let (pipe, file) = (pipe(root), root.join("file"));
     export(&store, &id, &pipe, "export");
     let mut cat = reader(&pipe, &file);
@@ -87,9 +87,7 @@ fn a_disk_comes_through_past_the_page_cache() {
 fn a_pipe_of_this_process() {
     use std::os::fd::AsRawFd;
     let root = scratch();
-    let store = store("here");
-    new_repo(&store, root.path(), "A");
-    let (id, model) = disk(&store);
+    let (store, id, model) = disk(root.path());
     let (mut reader, writer) = std::io::pipe().unwrap();
     export(&store, &id, Path::new(&format!("/dev/fd/{}", writer.as_raw_fd())), "export");
     let read = std::thread::spawn(move || {
@@ -105,9 +103,7 @@ fn a_pipe_of_this_process() {
 #[test]
 fn nobody_reads() {
     let root = scratch();
-    let store = store("here");
-    new_repo(&store, root.path(), "A");
-    let (id, _) = disk(&store);
+    let (store, id, _) = disk(root.path());
     let pipe = pipe(root.path());
     // Neither at all, nor after the first bytes.
     export(&store, &id, &pipe, "first");
@@ -130,9 +126,7 @@ fn nobody_reads() {
 #[test]
 fn who_reads_goes_away() {
     let root = scratch();
-    let store = store("here");
-    new_repo(&store, root.path(), "A");
-    let (id, _) = disk(&store);
+    let (store, id, _) = disk(root.path());
     let pipe = pipe(root.path());
     export(&store, &id, &pipe, "export");
     let mut input = File::open(&pipe).unwrap();

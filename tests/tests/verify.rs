@@ -22,7 +22,7 @@ use vdsmstore_io::{Control, FileDevice, Format, Image, Layer};
 use vdsmstore_tests::mounts::Mounted;
 use vdsmstore_tests::records::record;
 use vdsmstore_tests::scene::fails;
-use vdsmstore_tests::{new_repo, qemu_equal, scratch, settle, store, write};
+use vdsmstore_tests::{counted, new_repo, qemu_equal, scratch, settle, store, write};
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 160 * MIB + 1536;
@@ -31,11 +31,7 @@ const DATA: u64 = 48 * MIB;
 
 /// What this process has read, by the kernel's counts: by calls, and from storage, which io_uring does without such.
 fn reads() -> u64 {
-    let text = std::fs::read_to_string("/proc/self/io").unwrap();
-    let count = |name: &str| -> u64 {
-        text.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().parse().unwrap()
-    };
-    count("rchar:") + count("read_bytes:")
+    counted(["rchar", "read_bytes"]).iter().sum()
 }
 
 fn noise(length: u64, seed: u64) -> Vec<u8> {

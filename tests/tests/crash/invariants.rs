@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
-use vdsmstore_core::repository::{Marker, Read, RecordKey};
+use vdsmstore_core::repository::{Marker, RecordKey};
 use vdsmstore_core::sim::SimWorld;
 
-use crate::scene::host;
+use crate::scene::documents;
 
 /// The records of a repository, by id.
 struct Records {
@@ -16,16 +16,12 @@ struct Records {
 
 fn records(world: &SimWorld) -> Records {
     let mut records = Records { images: BTreeMap::new(), volumes: BTreeMap::new() };
-    let driver = world.connect(host("invariants"));
-    for key in world.records() {
-        let Some(found) = driver.get(key, Read::Relaxed).unwrap() else { continue };
-        let record = serde_json::from_slice(&found.bytes).unwrap();
+    for (key, record) in documents(world) {
         match key {
             RecordKey::Image(id) => records.images.insert(id.to_string(), record),
             RecordKey::Volume(id) => records.volumes.insert(id.to_string(), record),
         };
     }
-    driver.close().unwrap();
     records
 }
 

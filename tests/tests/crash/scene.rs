@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::Value;
 use vdsmstore_core::id::Incarnation;
 use vdsmstore_core::options::{CheckOptions, CopyOptions, CreateOptions, FixOptions, ListOptions};
 use vdsmstore_core::repository::{HostIdentity, Read, RecordKey};
@@ -198,15 +199,22 @@ pub fn recover(scene: &Scene, store: &Store, what: &str) {
     }
 }
 
+/// All records, as they are stored.
+pub fn documents(world: &SimWorld) -> Vec<(RecordKey, Value)> {
+    let driver = world.connect(host("looks"));
+    let found = world.records().into_iter().filter_map(|key| {
+        let found = driver.get(key, Read::Relaxed).unwrap()?;
+        Some((key, serde_json::from_slice(&found.bytes).unwrap()))
+    });
+    let found = found.collect();
+    driver.close().unwrap();
+    found
+}
+
 /// How many images have hashes.
 fn hashed(world: &SimWorld) -> usize {
-    let driver = world.connect(host("looks"));
-    let has = |key: &RecordKey| {
-        let Some(found) = driver.get(*key, Read::Relaxed).unwrap() else { return false };
-        serde_json::from_slice::<serde_json::Value>(&found.bytes).unwrap()["manifest"].is_object()
+    let has = |(key, record): &(RecordKey, Value)| {
+        matches!(key, RecordKey::Image(_)) && record["manifest"].is_object()
     };
-    let records = world.records();
-    let count = records.iter().filter(|key| matches!(key, RecordKey::Image(_)) && has(key)).count();
-    driver.close().unwrap();
-    count
+    documents(world).iter().filter(|document| has(document)).count()
 }

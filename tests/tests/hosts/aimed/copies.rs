@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use vdsmstore_core::id::Incarnation;
 use vdsmstore_core::options::{Bandwidth, CopyOptions};
 use vdsmstore_core::repository::Liveness;
 use vdsmstore_core::{FixType, Store};
@@ -43,6 +44,21 @@ fn is_completed(scene: &Scene, what: &str) {
     store.close().unwrap();
 }
 
+/// A host dies after so many steps in the second repository, all it wrote stays. Whether it came to the end before, and who it was.
+fn cut(scene: &Scene, after: u64, work: impl FnOnce(&Store)) -> (bool, Incarnation) {
+    hosts::alone(8, || {
+        let (store, me) = scene.join("victim");
+        let power = scene.worlds[1].power(me);
+        power.cut_after(Some(after));
+        work(&store);
+        let finished = !power.is_off();
+        for world in &scene.worlds {
+            world.crash(me, &mut || true);
+        }
+        (finished, me)
+    })
+}
+
 /// Whoever takes over a copy dies at any step, and another one takes over from it.
 #[test]
 fn a_copy_that_is_taken_over_twice() {
@@ -58,18 +74,10 @@ fn a_copy_that_is_taken_over_twice() {
         for after in 0.. {
             let scene = start.copy();
             let what = format!("{storage:?}, cut after {after} steps");
-            let finished = hosts::alone(8, || {
-                let (store, me) = scene.join("victim");
-                let power = scene.worlds[1].power(me);
-                power.cut_after(Some(after));
-                let _ = mend(&store, &scene);
-                let finished = !power.is_off();
-                for world in &scene.worlds {
-                    world.crash(me, &mut || true);
-                    world.set_liveness(me, said);
-                }
-                finished
-            });
+            let (finished, dead) = cut(&scene, after, |store| drop(mend(store, &scene)));
+            for world in &scene.worlds {
+                world.set_liveness(dead, said);
+            }
             if finished {
                 assert!(after > 15, "{after}");
                 break;
@@ -229,17 +237,7 @@ fn a_copy_under_the_id_of_an_abandoned_snapshot() {
         for after in 0.. {
             let scene = start.copy();
             let what = format!("{storage:?}, cut after {after} steps");
-            let finished = hosts::alone(8, || {
-                let (store, me) = scene.join("victim");
-                let power = scene.worlds[1].power(me);
-                power.cut_after(Some(after));
-                let _ = snapshot(&store, &scene);
-                let finished = !power.is_off();
-                for world in &scene.worlds {
-                    world.crash(me, &mut || true);
-                }
-                finished
-            });
+            let (finished, _) = cut(&scene, after, |store| drop(snapshot(store, &scene)));
             if finished {
                 assert!(after > 15, "{after}");
                 break;
