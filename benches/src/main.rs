@@ -7,7 +7,9 @@ use vdsmstore_bench::large::Large;
 use vdsmstore_bench::scene::Result;
 use vdsmstore_bench::{check, durable, image, merge, numbers, speed, takeover, verb, verbs};
 
-const USAGE: &str = "usage: vdsmstore-bench DIRECTORY [verbs] [durable] [check] [merge] [takeover] [speed] [reflinks] [image]";
+const USAGE: &str = "usage: vdsmstore-bench DIRECTORY [PART | PART/GROUP]...
+parts: verbs durable check merge takeover speed reflinks image; groups, of speed and reflinks:
+copies chain compares compressed huge incremental merge";
 
 /// Of the large repository. `BENCH_LARGE=PATH`: one that was made before (`make`) is used, and left damaged by `check`.
 const IMAGES: usize = 100_000;
@@ -41,18 +43,24 @@ fn make(path: &Path, images: &str) -> Result<()> {
 fn run(directory: &Path, parts: &[String]) -> Result<()> {
     let scratch = tempfile::Builder::new().prefix("vdsmstore-bench.").tempdir_in(directory)?;
     let known = ["verbs", "durable", "check", "merge", "takeover", "speed", "reflinks", "image"];
-    if let Some(part) = parts.iter().find(|part| !known.contains(&part.as_str())) {
+    let is_known = |wanted: &str| match wanted.split_once('/') {
+        Some(("speed", group)) => speed::GROUPS.contains(&group),
+        Some(("reflinks", group)) => speed::REFLINK_GROUPS.contains(&group),
+        _ => known.contains(&wanted),
+    };
+    if let Some(part) = parts.iter().find(|part| !is_known(part)) {
         return Err(format!("no part {part:?}; {USAGE}").into());
     }
     let wanted = |part: &str| parts.is_empty() || parts.iter().any(|wanted| wanted == part);
+    // Of a part that is wanted as a whole, all.
+    let groups = |part: &str, all: &'static [&'static str]| -> Vec<&'static str> {
+        let named = |group: &&str| parts.iter().any(|wanted| *wanted == format!("{part}/{group}"));
+        all.iter().copied().filter(|group| wanted(part) || named(group)).collect()
+    };
     println!("{}", numbers::machine(scratch.path()));
     let place = |name: &str| -> PathBuf { scratch.path().join(name) };
-    if wanted("speed") {
-        speed::run(scratch.path())?;
-    }
-    if wanted("reflinks") {
-        speed::run_reflinks(scratch.path())?;
-    }
+    speed::run(scratch.path(), &groups("speed", speed::GROUPS))?;
+    speed::run_reflinks(scratch.path(), &groups("reflinks", speed::REFLINK_GROUPS))?;
     if wanted("image") {
         image::run(scratch.path())?;
     }

@@ -9,6 +9,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use crate::numbers::{Samples, is_smoke, seconds, turns};
 use crate::scene::{Result, fill_with_noise, noise, text, tool};
@@ -42,40 +43,35 @@ struct Bench {
     place: PathBuf,
     ours: String,
     floor: String,
+    /// What is run, with its libraries.
+    programs: Vec<PathBuf>,
     /// What came out is what it should be, so many times.
     same: Cell<u32>,
 }
 
-/// Copies, conversions, comparisons, on the file system that the directory is on.
-pub fn run(directory: &Path) -> Result<()> {
-    let here = directory.join("speed");
-    fs::create_dir(&here)?;
-    let here = Bench::new(directory, here)?;
-    here.sources()?;
-    here.copies("")?;
-    here.chain("")?;
-    here.compares()?;
-    here.compressed()?;
-    here.huge()?;
-    here.incremental("")?;
-    here.end();
-    Ok(fs::remove_dir_all(&here.place)?)
+/// What [`run`] measures, in this order.
+pub const GROUPS: &[&str] = &["copies", "chain", "compares", "compressed", "huge", "incremental"];
+/// What [`run_reflinks`] measures.
+pub const REFLINK_GROUPS: &[&str] = &["copies", "chain", "incremental", "merge"];
+
+/// Copies, conversions, comparisons, on the file system that the directory is on; of no groups: nothing.
+pub fn run(directory: &Path, groups: &[&str]) -> Result<()> {
+    if groups.is_empty() {
+        return Ok(());
+    }
+    let place = directory.join("speed");
+    fs::create_dir(&place)?;
+    Bench::new(directory, place.clone())?.groups(groups, "")?;
+    Ok(fs::remove_dir_all(place)?)
 }
 
 /// The same where the file system shares extents: XFS.
-pub fn run_reflinks(directory: &Path) -> Result<()> {
-    let mounted = Xfs::new(directory)?;
-    let there = Bench::new(directory, mounted.0.clone())?;
-    there.sources()?;
-    there.copies(", XFS")?;
-    there.chain(", XFS")?;
-    there.incremental(", XFS")?;
-    there.end();
-    if is_smoke() {
+pub fn run_reflinks(directory: &Path, groups: &[&str]) -> Result<()> {
+    if groups.is_empty() {
         return Ok(());
     }
-    println!("\nXFS:");
-    crate::merge::run(&there.place)
+    let mounted = Xfs::new(directory)?;
+    Bench::new(directory, mounted.0.clone())?.groups(groups, ", XFS")
 }
 
 impl Bench {
@@ -84,14 +80,26 @@ impl Bench {
         let floor = directory.join("floor");
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/floor/floor.c");
         tool("gcc", &["-O2", "-march=native", "-o", text(&floor)?, source])?;
+        let mut programs = vec![program.clone(), floor.clone()];
+        for tool in ["bash", "cp", "qemu-img", "qemu-nbd", "nbdcopy"] {
+            programs.extend(needed(tool)?);
+        }
         println!("\nbytes moved; ratios are the other's time by ours, over 1: we are faster");
         Ok(Bench {
             place,
             ours: text(&program)?.to_owned(),
             floor: text(&floor)?.to_owned(),
+            programs,
             same: Cell::new(0),
         })
     }
+}
+
+/// A program and its libraries; none if it is not there.
+fn needed(program: &str) -> Result<Vec<PathBuf>> {
+    let script = "path=$(command -v \"$1\") || exit 0; echo \"$path\"; ldd \"$path\" | grep -o '/[^ ]*'";
+    let output = Command::new("sh").args(["-c", script, "sh", program]).output()?;
+    Ok(String::from_utf8(output.stdout)?.lines().map(PathBuf::from).collect())
 }
 
 /// A file system that shares extents.
@@ -116,6 +124,29 @@ impl Drop for Xfs {
 }
 
 impl Bench {
+    fn groups(&self, groups: &[&str], what: &str) -> Result<()> {
+        self.sources()?;
+        for group in groups {
+            match *group {
+                "copies" => self.copies(what)?,
+                "chain" => self.chain(what)?,
+                "compares" => self.compares()?,
+                "compressed" => self.compressed()?,
+                "huge" => self.huge()?,
+                "incremental" => self.incremental(what)?,
+                // Judged by itself.
+                "merge" if is_smoke() => {}
+                "merge" => {
+                    println!("\nmerges{what}");
+                    crate::merge::run(&self.place)?;
+                }
+                other => return Err(format!("no group {other:?}").into()),
+            }
+        }
+        println!("\nmoves: {} compared, all the same", self.same.get());
+        Ok(())
+    }
+
     fn at(&self, name: &str) -> PathBuf {
         self.place.join(name)
     }
@@ -344,26 +375,36 @@ impl Bench {
             self.forget()?;
         } else if cold {
             fs::write("/proc/sys/vm/drop_caches", "3")?;
+            // Of images, not of programs.
+            for program in &self.programs {
+                std::hint::black_box(fs::read(program)?);
+            }
         }
         let command = side.command.replace("OURS", &self.ours).replace("FLOOR", &self.floor);
         let told = self.at("told");
-        let output = Command::new("/usr/bin/time")
-            .args(["-f", "%e %U %S %M", "-o", text(&told)?, "sh", "-c", &command])
+        // Of GNU time only the memory: its times are in hundredths of a second.
+        let script = "TIMEFORMAT='%3U %3S'; time /usr/bin/time -f %M -o \"$1\" sh -c \"$2\"";
+        let started = Instant::now();
+        let output = Command::new("bash")
+            .args(["-c", script, "bash", text(&told)?, &command])
             .current_dir(&self.place)
             .output()?;
+        numbers.wall.push_time(started.elapsed());
         if !output.status.success() {
             std::io::stderr().write_all(&output.stderr)?;
             return Err(format!("{command:?} failed").into());
         }
-        let told = fs::read_to_string(told)?;
-        let values: Vec<f64> =
-            told.split_whitespace().map(str::parse).collect::<std::result::Result<_, _>>()?;
-        let [wall, user, system, memory] = values[..] else {
-            return Err(format!("time said {told:?}").into());
-        };
-        numbers.wall.push(wall.max(0.001));
-        numbers.cpu.push((user + system).max(0.001));
-        numbers.memory.push(memory);
+        // Last of what was said.
+        let said = String::from_utf8(output.stderr)?;
+        let times: Vec<f64> = said
+            .lines()
+            .last()
+            .unwrap_or_default()
+            .split(' ')
+            .map(str::parse)
+            .collect::<std::result::Result<_, _>>()?;
+        numbers.cpu.push(times.iter().sum::<f64>().max(0.001));
+        numbers.memory.push(fs::read_to_string(told)?.trim().parse()?);
         Ok(())
     }
 
@@ -373,10 +414,6 @@ impl Bench {
         tool("qemu-img", &compare)?;
         self.same.set(self.same.get() + 1);
         Ok(())
-    }
-
-    fn end(&self) {
-        println!("\nmoves: {} compared, all the same", self.same.get());
     }
 
     /// What the page cache has of the files here goes, and nothing else, which others may need.

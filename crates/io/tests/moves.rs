@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::*;
-use vdsmstore_io::plan::{self, Action, Plan, Target};
+use vdsmstore_io::plan::{self, Action, Part, Plan, Target};
 use vdsmstore_io::{Control, ErrorKind, Format, Image, Outcome, compare, diff, execute};
 
 const SIZE: u64 = 20 * MIB + 512 * 3;
@@ -149,6 +149,50 @@ fn copy_into_an_overlay_writes_only_what_differs() {
 }
 
 /// The same from a source that shares nothing with the base: all is compared, little is written.
+#[test]
+fn parts_of_a_plan_are_the_whole_plan() {
+    let (_guard, dir) = scratch();
+    let (source, model, path) = source(&dir);
+    let below = open(&[(&path, Format::Raw, SIZE)]);
+    for (base, units, align) in [
+        (None, false, 64 * KIB),
+        (None, true, 64 * KIB),
+        (Some(&below), true, 64 * KIB),
+        (Some(&below), true, 4 * MIB),
+    ] {
+        let to = dir.join("parts");
+        let lower = base.map(|_| ("base", Format::Raw));
+        create(&to, SIZE, lower);
+        let mut layers = vec![(to.as_path(), Format::Qcow2, SIZE)];
+        layers.extend(base.map(|_| (path.as_path(), Format::Raw, SIZE)));
+        let target = open(&layers);
+        let goal = if base.is_some() { OVERLAY } else { EMPTY_RAW };
+        let all = plan::copy(&source, base, goal, 0, SIZE).unwrap();
+        let (mut at, mut parts, mut moved) = (0, 0, 0);
+        while at < SIZE {
+            let part = Part { length: SIZE - at, moved: 300 * KIB, align, units };
+            let plan = plan::copy_part(&source, base, goal, at, &part).unwrap();
+            let end = at + plan.length();
+            assert!(plan.offset() == at && plan.length() > 0);
+            assert!(end == SIZE || end.is_multiple_of(align), "ends at {end}");
+            assert!(
+                plan.moved_bytes() <= 300 * KIB + align
+                    && plan.moves().iter().all(|step| step.offset + step.length <= end)
+            );
+            assert!(end == SIZE || plan.moved_bytes() >= 300 * KIB, "too little: {plan:?}");
+            go(&plan, &source, base, &target);
+            (at, parts, moved) = (end, parts + 1, moved + plan.moved_bytes());
+        }
+        assert!(
+            parts > 2 && moved >= all.moved_bytes(),
+            "{parts} parts, {moved} bytes, as a whole {}",
+            all.moved_bytes()
+        );
+        assert_same(&read_all(&target), &model);
+        std::fs::remove_file(to).unwrap();
+    }
+}
+
 #[test]
 fn incremental_copy_from_elsewhere() {
     let (_keep, dir) = scratch();

@@ -116,7 +116,7 @@ pub fn execute(
     run(plan, source, base, target, None, control)
 }
 
-/// The same, of a plan whose moves are whole units of 64 KiB ([`plan::copy_units`](crate::plan::copy_units)); hashes of the
+/// The same, of a plan whose moves are whole units of 64 KiB ([`Part::units`](crate::plan::Part::units)); hashes of the
 /// source are taken of what is read or known to be zero. What was not read, for it was cloned or left out, is missing in them.
 pub fn execute_hashed(
     plan: &Plan,
@@ -200,8 +200,15 @@ fn run_requests(
     control: &Control<'_>,
     work: &(dyn Fn(Move, &mut Buffers) -> Result<()> + Sync),
 ) -> Result<()> {
-    let requests = Mutex::new(Requests { moves, done: 0, size });
-    run_threads(control, || Ok(requests.lock().unwrap_or_else(PoisonError::into_inner).next()), work)
+    let requests = Requests { moves, done: 0, size };
+    // No more threads than there are requests for.
+    let threads = Requests { ..requests }.take(control.threads.min(MAX_THREADS)).count();
+    let requests = Mutex::new(requests);
+    run_threads(
+        &Control { threads, ..*control },
+        || Ok(requests.lock().unwrap_or_else(PoisonError::into_inner).next()),
+        work,
+    )
 }
 
 /// Works off what `next` hands out until there is no more, on several threads; reports progress after each.

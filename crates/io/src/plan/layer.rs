@@ -37,7 +37,7 @@ pub fn layers(image: &Image, layers: Range<usize>, offset: u64, length: u64) -> 
     let Some(format) = lowest else {
         return Err(Error::new(ErrorKind::InvalidInput, "no such layers"));
     };
-    let mut plan = Plan { offset, length, moves: Vec::new() };
+    let mut plan = Plan { offset, length, ..Plan::default() };
     // The top of an image is written into what it lies on, where its holes would hide something.
     let mut units = (format == Format::Raw && layers.start > 0).then(Units::default);
     for run in image.runs(offset, length) {

@@ -42,6 +42,8 @@ pub struct Plan {
     offset: u64,
     length: u64,
     moves: Vec<Move>,
+    /// Of all moves, in bytes.
+    moved: u64,
 }
 
 impl Plan {
@@ -62,7 +64,7 @@ impl Plan {
 
     /// Bytes that the moves cover.
     pub fn moved_bytes(&self) -> u64 {
-        self.sum(|_| 1)
+        self.moved
     }
 
     /// What no move covers, in order: offset and length of each part, which may be 0.
@@ -93,7 +95,7 @@ impl Plan {
 
     /// The same without what lies in these ranges, which begin and end where moves may be cut: offset and length, in order.
     pub(crate) fn without(&self, ranges: &[(u64, u64)]) -> Plan {
-        let mut plan = Plan { offset: self.offset, length: self.length, moves: Vec::new() };
+        let mut plan = Plan { offset: self.offset, length: self.length, ..Plan::default() };
         for step in &self.moves {
             let (mut at, end) = (step.offset, step.offset + step.length);
             let first = ranges.partition_point(|(offset, length)| offset + length <= at);
@@ -110,6 +112,7 @@ impl Plan {
     pub(crate) fn extend(&mut self, other: Plan) {
         self.length = (other.offset + other.length).saturating_sub(self.offset);
         self.moves.extend(other.moves);
+        self.moved += other.moved;
     }
 
     fn push_some(&mut self, offset: u64, length: u64, action: Option<Action>) {
@@ -121,6 +124,7 @@ impl Plan {
     }
 
     fn push(&mut self, offset: u64, length: u64, action: Action) {
+        self.moved += length;
         match self.moves.last_mut() {
             Some(last) if last.action == action && last.offset + last.length == offset => {
                 last.length += length;
@@ -149,37 +153,52 @@ pub struct Target {
 /// overlay is written in whole clusters, and a unit that is partly a hole in one and partly data in the other is
 /// compared, because a hole and zeroes read the same.
 pub fn copy(source: &Image, base: Option<&Image>, target: Target, offset: u64, length: u64) -> Result<Plan> {
-    plan(source, base, target, offset, length, base.is_some())
+    plan(source, base, target, offset, &Part { units: base.is_some(), ..Part::of(length) })
 }
 
-/// The same, and moves begin and end at multiples of 64 KiB without a base, too.
-pub fn copy_units(
+/// The same of so much as is worth one step of a long work: [`Plan::length`] says how much that is.
+pub fn copy_part(
     source: &Image,
     base: Option<&Image>,
     target: Target,
     offset: u64,
-    length: u64,
+    part: &Part,
 ) -> Result<Plan> {
-    plan(source, base, target, offset, length, true)
+    plan(source, base, target, offset, &Part { units: part.units || base.is_some(), ..*part })
+}
+
+/// Where a plan ends, and how it is cut.
+#[derive(Clone, Copy, Debug)]
+pub struct Part {
+    /// It covers no more of the disk, in bytes.
+    pub length: u64,
+    /// It ends where its moves cover so many bytes,
+    pub moved: u64,
+    /// but goes on up to a multiple of this, which is a multiple of 64 KiB.
+    pub align: u64,
+    /// Moves begin and end at multiples of 64 KiB without a base, too.
+    pub units: bool,
+}
+
+impl Part {
+    /// All of that length.
+    fn of(length: u64) -> Part {
+        Part { length, moved: u64::MAX, align: UNIT, units: false }
+    }
 }
 
 /// The units of an image that have data: what no move covers is zero.
 pub(crate) fn units(image: &Image, offset: u64, length: u64) -> Result<Plan> {
-    copy_units(image, None, Target { backed: false, known_zero: true }, offset, length)
+    let target = Target { backed: false, known_zero: true };
+    plan(image, None, target, offset, &Part { units: true, ..Part::of(length) })
 }
 
-fn plan(
-    source: &Image,
-    base: Option<&Image>,
-    target: Target,
-    offset: u64,
-    length: u64,
-    whole_units: bool,
-) -> Result<Plan> {
-    let mut plan = Plan { offset, length, moves: Vec::new() };
-    let mut pieces = Pieces::new(source, base, offset, length);
+fn plan(source: &Image, base: Option<&Image>, target: Target, offset: u64, part: &Part) -> Result<Plan> {
+    let mut plan = Plan { offset, length: part.length, ..Plan::default() };
+    let mut pieces = Pieces::new(source, base, offset, part.length);
     let mut mixed = Mixed { based: base.is_some(), ..Mixed::default() };
-    while let Some(piece) = pieces.next()? {
+    let mut is_full = false;
+    while let Some(mut piece) = pieces.next()? {
         let is_zero = piece.source.is_zero();
         let action = match piece.base {
             None if target.known_zero && !target.backed => (!is_zero).then_some(Action::CopyNonZero),
@@ -193,7 +212,19 @@ fn plan(
                 (false, false) => Some(Action::Compare),
             },
         };
-        if whole_units {
+        let room = part.moved.saturating_sub(plan.moved_bytes() + mixed.moved());
+        if !is_full && (action.is_some() && piece.length >= room || room == 0) {
+            // Enough: the rest of what lies between two multiples, and no more.
+            let aligned = piece.offset.saturating_add(room).checked_next_multiple_of(part.align);
+            pieces.end = pieces.end.min(aligned.unwrap_or(u64::MAX));
+            piece.length = piece.length.min(pieces.end - piece.offset);
+            plan.length = pieces.end - offset;
+            is_full = true;
+            if piece.length == 0 {
+                break;
+            }
+        }
+        if part.units {
             mixed.add(&mut plan, piece.offset, piece.length, action);
         } else {
             plan.push_some(piece.offset, piece.length, action);
@@ -239,6 +270,11 @@ impl Mixed {
             (None, Some(Action::CopyNonZero)) | (Some(Action::CopyNonZero), None) => Action::CopyNonZero,
             _ => Action::Copy,
         }
+    }
+
+    /// What is still to become a move, in bytes.
+    fn moved(&self) -> u64 {
+        self.action.map_or(0, |_| self.length)
     }
 
     fn end(&mut self, plan: &mut Plan) {

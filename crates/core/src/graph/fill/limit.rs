@@ -6,9 +6,6 @@ use crate::machine;
 
 /// Work is cut into pieces that take about this long at the limit.
 const PIECE: f64 = 0.25;
-/// No piece is smaller: a cluster.
-const SMALLEST: u64 = 64 << 10;
-
 /// Says when the next piece may be moved, and how large it may be.
 #[derive(Debug)]
 pub(crate) struct Limit {
@@ -18,6 +15,9 @@ pub(crate) struct Limit {
 }
 
 impl Limit {
+    /// No piece is smaller: a cluster.
+    pub const SMALLEST: u64 = 64 << 10;
+
     /// At most `rate` bytes per second; None: no limit.
     pub fn new(rate: Option<u64>) -> Self {
         Self { rate, free_at: machine::now() }
@@ -32,7 +32,9 @@ impl Limit {
     /// The largest piece.
     pub fn step(&self) -> u64 {
         #[allow(clippy::cast_precision_loss, clippy::cast_sign_loss)] // A size of a piece need not be exact.
-        self.rate.map_or(u64::MAX, |rate| ((rate as f64 * PIECE) as u64 / SMALLEST * SMALLEST).max(SMALLEST))
+        self.rate.map_or(u64::MAX, |rate| {
+            ((rate as f64 * PIECE) as u64 / Self::SMALLEST * Self::SMALLEST).max(Self::SMALLEST)
+        })
     }
 
     /// So many bytes were moved.

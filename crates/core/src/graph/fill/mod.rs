@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vdsmstore_io::hash::{Manifest, Units};
+use vdsmstore_io::plan::Part;
 use vdsmstore_io::{Image, Layer, Plan, Target, execute, execute_hashed, hash, plan, without};
 
 use crate::id::{ImageId, Token};
@@ -30,9 +31,9 @@ pub(crate) use layout::{create_qcow2, lay_out_clone, look_at_target};
 pub(crate) use limit::Limit;
 pub(crate) use source::{find_base, find_image};
 
-/// Virtual bytes of one step where there is much to move; more where there is little.
+/// What one step moves.
 pub(crate) const STEP: u64 = 64 << 20;
-/// The longest step over little or nothing.
+/// The longest step, over little or nothing.
 const LONG_STEP: u64 = 64 << 30;
 /// The same where hashes are taken: those of so much take 2 MiB.
 const LONG_HASHED: u64 = 4 << 30;
@@ -70,7 +71,6 @@ struct Copying {
     position: u64,
     watermark: u64,
     unflushed: u64,
-    step: u64,
     /// Hashes are taken of what is copied.
     hashing: Option<Hashing>,
     limit: Limit,
@@ -92,34 +92,26 @@ impl Copying {
         }
     }
 
-    /// What is to be done to the next part, which is as long as suits.
-    fn next_plan(&mut self) -> Result<Plan> {
-        let mut length = self.step.min(self.limit.step());
-        if let Some(known) = self.known() {
-            // Up to the end of a block: of whole ones hashes can be taken.
-            let (block, end) = (known.block_size(), self.position + length);
-            length = end.saturating_sub(end % block).saturating_sub(self.position);
-            if length == 0 {
-                length = block - self.position % block;
-            }
-        }
-        length = length.min(self.size - self.position);
-        let base = self.base.as_ref().map(|base| &base.image);
-        let target = Target { backed: self.backed, known_zero: !self.backed && self.fresh };
-        let planned = if self.hashing.is_some() { plan::copy_units } else { plan::copy };
-        let mut plan = planned(&self.source.image, base, target, self.position, length)?;
-        if length > STEP && plan.moved_bytes() > STEP {
-            // A long step is for little to do.
-            plan = planned(&self.source.image, base, target, self.position, STEP)?;
-        }
+    /// What is to be done to the next part: so long that there is enough to do.
+    fn next_plan(&self) -> Result<Plan> {
         let longest = match (&self.hashing, self.known()) {
             (None, None) => LONG_STEP,
             // What the plan leaves out is read all the same.
-            (Some(_), _) if base.is_some() => STEP,
+            (Some(_), _) if self.base.is_some() => STEP.min(self.limit.step()),
             _ => LONG_HASHED,
         };
-        self.step = if plan.moved_bytes() < STEP / 2 { (self.step * 2).min(longest) } else { STEP };
-        Ok(plan)
+        // Of whole blocks hashes can be taken.
+        let align = self.known().map_or(Limit::SMALLEST, Manifest::block_size);
+        let end = (self.position + longest).next_multiple_of(align).min(self.size);
+        let part = Part {
+            length: end - self.position,
+            moved: STEP.min(self.limit.step()),
+            align,
+            units: self.hashing.is_some(),
+        };
+        let base = self.base.as_ref().map(|base| &base.image);
+        let target = Target { backed: self.backed, known_zero: !self.backed && self.fresh };
+        Ok(plan::copy_part(&self.source.image, base, target, self.position, &part)?)
     }
 }
 
@@ -476,7 +468,6 @@ fn copying(
         position: from,
         watermark: from,
         unflushed: 0,
-        step: STEP,
         limit: Limit::new(fill.bandwidth),
         flushed_at: machine::now(),
         looked_at: machine::now(),
