@@ -166,11 +166,11 @@ mod tests {
         let _alone = ALONE.lock();
         let shares: Vec<Share> = (0..6).map(|_| Share::take()).collect();
         let counts: Vec<usize> = shares.iter().map(|share| share.0).collect();
-        assert_eq!(counts, [8, 8, 8, 2, 2, 2]);
+        assert_eq!(counts, [12, 12, 12, 4, 4, 4]);
         let bytes: usize = shares[0].sizes().iter().sum();
-        assert_eq!(bytes, 40 << 20);
+        assert_eq!(bytes, 21 << 20);
         drop(shares);
-        assert_eq!(Share::take().0, 8);
+        assert_eq!(Share::take().0, 12);
     }
 
     #[test]
@@ -204,7 +204,7 @@ mod tests {
         let _alone = ALONE.lock();
         let _keep = Keep::new();
         let all = take(4);
-        assert_eq!(shares(&all), [8, 8, 8, 2]);
+        assert_eq!(shares(&all), [12, 12, 12, 4]);
         give_back(all);
         // One did not fit.
         assert_eq!(taken(), ALL_SLOTS - SLOTS + LEAST_SLOTS);
@@ -214,7 +214,7 @@ mod tests {
         assert!(taken() <= ALL_SLOTS, "{}", taken());
         // A small one is not used where a large one can be had.
         let next = take(2);
-        assert_eq!(shares(&next), [8, 8]);
+        assert_eq!(shares(&next), [12, 12]);
         assert_eq!(taken(), ALL_SLOTS);
     }
 
