@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
 
+use super::slow::{RATE, Slow};
 use super::{Bench, MIB, Side};
 use crate::numbers::is_smoke;
 use crate::scene::{Result, fill_with_noise, noise, text, tool};
@@ -38,7 +39,7 @@ impl Bench {
 
     fn repos(&self) -> String {
         let place = |name| format!("--repo {name}=localfs-1.0:{}", self.at(name).display());
-        format!("{} {}", place("A"), place("B"))
+        format!("{} {} --repo FAR=localfs-1.0:{}", place("A"), place("B"), self.at("far/FAR").display())
     }
 
     /// The volume of an image, as QEMU is told.
@@ -49,18 +50,24 @@ impl Bench {
         Ok(value["path"].as_str().ok_or("no path")?.to_owned())
     }
 
-    /// With an ancestor that both have; without, the base in another repository, read or known by its hashes.
+    /// With an ancestor that both have; without, the base in another repository, read or known by its hashes; the same where that is
+    /// far away.
     pub(super) fn incremental(&self, what: &str) -> Result<()> {
-        for name in ["A", "B"] {
-            fs::create_dir(self.at(name))?;
+        let _far = Slow::new(self.at("far.file"), self.at("far"))?;
+        for (name, place) in [("A", "A"), ("B", "B"), ("FAR", "far/FAR")] {
+            fs::create_dir(self.at(place))?;
             self.command(&format!("repo format {name}"), &[])?;
         }
         tool("cp", &["--sparse=always", text(&self.at("real"))?, text(&self.at("grown"))?])?;
         File::options().write(true).open(self.at("grown"))?.set_len(SIZE)?;
         let disk = self.command("image import A grown -f raw", &[])?;
         fs::remove_file(self.at("grown"))?;
-        let plain = self.command(&format!("image copy B {disk} --snapshot"), &[])?;
-        let known = self.command(&format!("image copy B {disk} --snapshot --verify"), &[])?;
+        let mut bases = Vec::new();
+        for repo in ["B", "FAR"] {
+            let plain = self.command(&format!("image copy {repo} {disk} --snapshot"), &[])?;
+            let known = self.command(&format!("image copy {repo} {disk} --snapshot --verify"), &[])?;
+            bases.push((repo, plain, known));
+        }
         let ancestor = self.command(&format!("image snapshot A {disk}"), &[])?;
         let mut seed = 77;
         let mut piece = vec![0; MIB as usize];
@@ -91,17 +98,18 @@ impl Bench {
             sides.retain(|side| !side.name.starts_with("qemu-img"));
             self.row(&row, true, copy("A", &ancestor), sides)?;
         }
-        for (base, row) in [(plain, "no ancestor"), (known, "no ancestor, with hashes")] {
-            let base_path = self.path("B", &base)?;
+        for (repo, plain, known) in bases {
+            let base = self.path(repo, &plain)?;
             let create = format!("qemu-img create -q -f qcow2 -F {format} -b {top} theirs.qcow2");
-            let rebase = "qemu-img rebase -t none -T none -f qcow2 -F raw";
-            let sides = vec![side(
-                "qemu-img rebase",
-                format!(
-                    "rm -f theirs.qcow2 && {create} && {rebase} -b {base_path} theirs.qcow2 && sync theirs.qcow2"
-                ),
-            )];
-            self.row(&format!("64 GiB, {count} MiB changed, {row}{what}"), true, copy("B", &base), sides)?;
+            let rebase = format!("qemu-img rebase -t none -T none -f qcow2 -F raw -b {base}");
+            let command =
+                format!("rm -f theirs.qcow2 && {create} && {rebase} theirs.qcow2 && sync theirs.qcow2");
+            let sides =
+                vec![side("ours, without hashes", copy(repo, &plain)), side("qemu-img rebase", command)];
+            let far =
+                if repo == "FAR" { format!(", base at {} MB/s", RATE / 1_000_000) } else { String::new() };
+            let row = format!("64 GiB, {count} MiB changed, no ancestor{far}, with hashes{what}");
+            self.row(&row, true, copy(repo, &known), sides)?;
         }
         let made = self.command(&format!("image copy A {disk} --base {ancestor}"), &[])?;
         let made = self.path("A", &made)?;

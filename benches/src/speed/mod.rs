@@ -2,6 +2,7 @@
 //! their own, from cold caches unless it is said, until the data is on disk. Needs root, 20 GiB.
 
 mod incremental;
+mod slow;
 
 use std::cell::Cell;
 use std::fs::{self, File};
