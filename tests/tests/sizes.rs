@@ -32,8 +32,8 @@ use simulated::{host, join, pattern};
 
 const CLUSTER: usize = 64 << 10;
 
-/// On `base`, which is 4 MiB of ones, `short`, a snapshot of the first MiB with a cluster of twos, and on that `disk`, which
-/// is longer than `short`.
+/// On `base`, which is 4 MiB of ones, `short`, a snapshot of the first MiB with a cluster of twos, and maybe some zeroes, and on
+/// that `disk`, which is longer than `short`.
 struct Chain {
     scene: Scene,
     base: String,
@@ -50,6 +50,12 @@ fn remove(store: &Store, id: &str) {
 impl Chain {
     /// `overlay`: the base is itself a qcow2 that is built on something. `size`: of the disk.
     fn new(overlay: bool, size: i64) -> Chain {
+        Chain::above(overlay, SIZE, MIB, size)
+    }
+
+    /// `long`: how much a program saw, and wrote, of the base's volume; `short`: what the snapshot was grown to.
+    fn above(overlay: bool, long: i64, short: i64, size: i64) -> Chain {
+        let beyond = long;
         let scene = Scene::new();
         let store = &scene.store;
         let long = scene.create("A", Some(SIZE), None, &CreateOptions::default());
@@ -58,6 +64,9 @@ impl Chain {
         }
         let all = bytes(1, SIZE as usize / CLUSTER);
         write(store, "A", &long, |image| image.write(0, &all));
+        if beyond > SIZE {
+            write_beyond(&scene, &long, SIZE, beyond);
+        }
         let base = scene.snapshot("A", &long);
         remove(store, &long);
         // It stores what it has that the base has not.
@@ -67,8 +76,10 @@ impl Chain {
         write(store, "A", &source, |image| image.write(0, &data));
         let disk = scene.copy("A", &source, Some(&base), &CopyOptions::default());
         remove(store, &source);
+        let grow = |size| store.resize_virtual_disk("A", &disk, size, &ResizeOptions::default()).unwrap();
+        grow(short);
         let short = scene.snapshot("A", &disk);
-        store.resize_virtual_disk("A", &disk, size, &ResizeOptions::default()).unwrap();
+        grow(size);
         data.resize(size as usize, 0);
         let mut chain = Chain { scene, base, short, disk, data };
         chain.fix(FixType::Clean);
@@ -137,6 +148,29 @@ fn a_disk_that_a_merge_puts_into_a_longer_one() {
     }
 }
 
+/// Downwards, into a volume of which programs saw more, and wrote there: who opens the files by their names sees none of that
+/// through what is built on the image that stays, and is longer.
+#[test]
+fn a_disk_above_one_that_a_merge_puts_where_a_program_wrote() {
+    for (overlay, short) in [(false, SIZE), (false, 5 * MIB), (true, SIZE), (true, 5 * MIB)] {
+        let chain = Chain::above(overlay, 6 * MIB, short, 8 * MIB);
+        remove(&chain.scene.store, &chain.base);
+        assert_eq!(chain.fix(FixType::Merge), 1);
+        let format = if overlay { "qcow2" } else { "raw" };
+        assert_eq!(chain.scene.format("A", &chain.short), format, "the wrong direction");
+        chain.holds();
+    }
+}
+
+/// A program makes the volume of a disk longer than the disk, and writes there.
+fn write_beyond(scene: &Scene, disk: &str, size: i64, longer: i64) {
+    let format = scene.format("A", disk);
+    let path = prepared(&scene.store, "A", disk, |prepared| prepared.path.clone());
+    run("qemu-img", &["resize", "-q", "-f", &format, &path, &longer.to_string()]);
+    let beyond = format!("write -P 0xee {size} {}", longer - size);
+    assert!(qemu_io_works(&path, &format, false, &[&beyond]));
+}
+
 /// A growth that was broken off left the volume of a disk longer, and a program wrote there. What is built on a snapshot of
 /// the disk then, and is longer, has zeroes where the snapshot ends: as an overlay, and as a clone.
 #[test]
@@ -158,13 +192,7 @@ fn a_disk_on_a_base_whose_volume_is_longer() {
             if qcow2 && scene.format("A", &disk) == "raw" {
                 scene.snapshot("A", &disk);
             }
-            let format = scene.format("A", &disk);
-            let path = prepared(&scene.store, "A", &disk, |prepared| prepared.path.clone());
-            let long = (6 * MIB).to_string();
-            run("qemu-img", &["resize", "-q", "-f", &format, &path, &long]);
-            let beyond = format!("write -P 0xee {size} {}", 6 * MIB - size);
-            assert!(qemu_io_works(&path, &format, false, &[&beyond]));
-
+            write_beyond(&scene, &disk, size, 6 * MIB);
             let base = scene.snapshot("A", &disk);
             let source = scene.create("A", Some(8 * MIB), None, &CreateOptions::default());
             write(&scene.store, "A", &source, |image| image.write(0, &data));

@@ -35,6 +35,7 @@ fn raw_files_grow() {
             model.resize(new as usize, 0);
             assert_eq!(image.size(), new);
             assert_same(&read_all(&image), &model);
+            assert_eq!(std::fs::metadata(&path).unwrap().len(), new);
             image.write(new - 10, &[5; 10]).unwrap();
             model[new as usize - 10..].fill(5);
         }
@@ -147,6 +148,39 @@ fn what_the_record_had_clipped_does_not_come_back() {
     drop(image);
     check_clean(&path);
     assert_same(&qemu_read(&path, "qcow2"), &model);
+}
+
+/// What a program wrote beyond the end of the disk does not show through a longer one that is built on it.
+#[test]
+fn nothing_shows_beyond_the_new_end() {
+    let (_keep, dir) = scratch();
+    let (path, child) = (dir.join("image"), dir.join("child"));
+    for format in [Format::Raw, Format::Qcow2] {
+        for new in [2 * MIB, 2 * MIB + 512, 3 * MIB] {
+            let bytes = random_bytes(5, 8 * MIB);
+            match format {
+                Format::Raw => std::fs::write(&path, &bytes).unwrap(),
+                Format::Qcow2 => {
+                    create(&path, 8 * MIB, None);
+                    let image = open_one(&path, 8 * MIB);
+                    image.write(0, &bytes).unwrap();
+                    image.flush().unwrap();
+                }
+            }
+            let image = open(&[(&path, format, 2 * MIB)]);
+            image.grow(new).unwrap();
+            let mut model = bytes[..2 * MIB as usize].to_vec();
+            model.resize(new as usize, 0);
+            assert_same(&read_all(&image), &model);
+            drop(image);
+            create(&child, 9 * MIB, Some(("image", format)));
+            model.resize(9 * MIB as usize, 0);
+            assert_same(&qemu_read(&child, "qcow2"), &model);
+            for file in [&path, &child] {
+                std::fs::remove_file(file).unwrap();
+            }
+        }
+    }
 }
 
 /// Sixteen TiB of a new disk are nothing; of one with a long base they are as many tables as needed, no more.
@@ -268,12 +302,15 @@ impl Cut {
             Format::Qcow2 => qcow2::info(&device).unwrap().size,
             Format::Raw => device.len().unwrap(),
         };
-        assert!(size == self.new.max(TABLE - 1024) || (!done && size == TABLE - 1024), "cut {cut:?}: {size}");
+        // A header that tells of more than the disk keeps to that.
+        let whole = if self.format == Format::Raw { self.new } else { self.new.max(TABLE - 1024) };
+        assert!(size == whole || (!done && size == TABLE - 1024), "cut {cut:?}: {size}");
         let mut grown = model.to_vec();
-        grown.resize(self.new as usize, 0);
         if done || (size == self.new && self.format == Format::Qcow2) {
-            assert_same(&read_all(&self.open(storage, self.new, &Power::new()).unwrap()), &grown);
+            grown.resize(size as usize, 0);
+            assert_same(&read_all(&self.open(storage, size, &Power::new()).unwrap()), &grown);
         }
+        grown.resize(self.new as usize, 0);
         // The record still has the old size: that is right, and growing can be repeated.
         let image = self.open(storage, OLD, &Power::new()).unwrap();
         assert_same(&read_all(&image), model);

@@ -101,7 +101,7 @@ fn grow_opened(repo: &Repo, opened: &OpenChain, volume: &mut VolumeRecord, size:
     grown.map(drop).ok_or_else(|| repo.image_not_found(id))
 }
 
-/// Makes a volume that a merge writes into larger, with zeroes also where a longer image shows through it.
+/// Makes a volume that a merge writes into so large, with zeroes also where a longer image shows through it.
 pub(crate) fn grow_volume(
     repo: &Repo,
     volume: &mut VolumeRecord,
@@ -113,7 +113,7 @@ pub(crate) fn grow_volume(
         Some(backing) => chain::layers_of(repo, volume.id(), backing)?,
     };
     top_layer(repo, opened, volume, volume.size, below)?.grow(size)?;
-    set_size(repo, volume, size)
+    if size == volume.size { Ok(()) } else { set_size(repo, volume, size) }
 }
 
 fn top_layer(

@@ -41,6 +41,10 @@ impl Image {
     /// new size all of that is durable, so a power cut leaves the old disk or the new one; opened with the old `size`
     /// it can be grown again.
     ///
+    /// Nor does anything show beyond the new end: a raw file is as long as the disk then, a qcow2 whose header tells of
+    /// more has zeroes there. That is so too if `new_size` is the size that it has. (The length of a block device is not
+    /// ours, and who opens one without being told the size reads beyond the disk in any case.)
+    ///
     /// `InvalidInput` if `new_size` is smaller than the size, no multiple of 512 or more than the format can
     /// have, and for a qcow2 whose header names a backing file that is not among the layers. `NoSpace` if the
     /// device cannot hold it. Reads and writes within the old size may go on meanwhile.
@@ -49,9 +53,6 @@ impl Image {
         let _one = (!without!("image.lock.growing"))
             .then(|| self.growing.lock().unwrap_or_else(PoisonError::into_inner));
         let old = self.size();
-        if new_size == old {
-            return Ok(());
-        }
         let invalid = |message| {
             Err(Error::new(ErrorKind::InvalidInput, message)
                 .with_path(top.device.name())
@@ -70,11 +71,16 @@ impl Image {
                 Ok(())
             }
             Content::Qcow2(image) => {
+                let told = if without!("image.zero.grow-beyond") { 0 } else { image.size()? };
+                let whole = told.max(new_size);
+                if whole == old {
+                    return Ok(());
+                }
                 if image.names_backing() && self.layers.len() < 2 {
                     return invalid("growing needs the layer below");
                 }
                 image.check_growth(new_size)?;
-                self.zero_growth(image, old, new_size)?;
+                self.zero_growth(image, old, whole)?;
                 let _guard = (!without!("image.lock.grow"))
                     .then(|| self.gate.write().unwrap_or_else(PoisonError::into_inner));
                 image.flush_and_grow(new_size)?;
@@ -84,7 +90,7 @@ impl Image {
         }
     }
 
-    /// Makes what lies beyond the old end read as zeroes, and reachable.
+    /// Makes what lies beyond the old end read as zeroes, and reachable; `new`: where the header's disk ends then.
     fn zero_growth(&self, image: &Qcow2, old: u64, new: u64) -> Result<()> {
         let cluster_size = image.cluster_size();
         let hidden = match self.layers.get(1) {
@@ -125,23 +131,27 @@ impl Image {
 }
 
 fn grow_raw(device: &dyn Device, old: u64, new: u64) -> Result<()> {
-    if device.fixed_len()?.is_some_and(|fixed| fixed < new) {
+    let fixed = device.fixed_len()?;
+    if fixed.is_some_and(|fixed| fixed < new) {
         return Err(Error::new(ErrorKind::NoSpace, "the device is too small")
             .with_path(device.name())
             .with_range(old, new - old));
     }
     let length = device.len()?;
-    if length > old && !without!("image.zero.grow-raw") {
-        device.write_zeroes(old, length.min(new) - old)?;
-        if !without!("image.flush.grow-zeroes") {
-            device.flush()?;
-        }
+    if length == new && old == new {
+        return Ok(());
     }
-    if length < new {
+    if length.min(new) > old && !without!("image.zero.grow-raw") {
+        device.write_zeroes(old, length.min(new) - old)?;
+    }
+    // What a program had beyond the new end would show through whatever is longer and built on this.
+    let cut = length > new && fixed.is_none() && !without!("image.cut.grow-raw");
+    if length < new || cut {
         device.set_len(new)?;
-        if !without!("image.flush.grow-raw") {
-            device.flush()?;
-        }
+    }
+    // Until the caller knows of the new size, nobody reads what these change: in any order they may become durable.
+    if !without!("image.flush.grow-raw") {
+        device.flush()?;
     }
     Ok(())
 }

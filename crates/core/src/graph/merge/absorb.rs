@@ -69,7 +69,8 @@ pub(crate) fn permit(repo: &Repo, base: ImageId, like: VolumeId, new: VolumeId) 
     .map(drop)
 }
 
-/// Makes the lowest volume as large as the upper one, reading zeroes where it does not show through the others.
+/// Makes the lowest volume as large as the upper one, reading zeroes where it does not show through the others; also beyond its
+/// end, where what is built on the upper one may be longer, and a program may have written.
 pub(super) fn make_room(
     repo: &Repo,
     line: &mut Line,
@@ -78,10 +79,10 @@ pub(super) fn make_room(
 ) -> Result<()> {
     hide(repo, line, lower, upper)?;
     let (old, new) = (line.lowest().volume.size, line.upper_volume.size);
-    if old >= new {
+    if old == new && without!("absorb.cut") {
         return Ok(());
     }
-    resize::grow_volume(repo, &mut line.lowers[0].volume, &lower[0], new)
+    resize::grow_volume(repo, &mut line.lowers[0].volume, &lower[0], old.max(new))
 }
 
 /// Zeroes what lies in the lowest volume beyond its part that shows, where nothing above covers it.
