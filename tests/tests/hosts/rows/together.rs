@@ -156,13 +156,14 @@ pub const ROWS: &[Row] = &[
         )
     },
     Row {
-        pauses: Some(55),
+        pauses: Some(73),
+        goes_on: Some(9),
         ..row(
             "clean.flag.volume",
             "add.marker.holder",
             Storage::Overlays,
             "create on a snapshot",
-            -1..=-1,
+            3..=5,
             LOST,
             |_| vec![Deed::Fix],
         )
