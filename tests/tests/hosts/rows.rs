@@ -26,9 +26,9 @@ const ROWS: &[Row] = &[Row {
     operation: "create on a snapshot of another repository",
     first: Begin::Operation,
     nth: 0,
-    later: -16..=0,
+    later: -20..=-8,
     fate: Fate::Displaced(WAYS[2]),
     second: |_| vec![Deed::Fix, Deed::Write],
     pauses: None,
-    goes_on: None,
+    goes_on: Some(8),
 }];
