@@ -39,6 +39,16 @@ fn prepare(scene: &mut Scene, work: impl FnOnce(&Store, &mut Scene)) {
 /// What two hosts do.
 type Works<'a> = [&'a dyn Fn(&Scene) -> Box<dyn FnOnce(&Store) + Send>; 2];
 
+/// One host does that, with the scene.
+fn does(
+    work: impl Fn(&Store, &Scene) + Clone + Send + 'static,
+) -> impl Fn(&Scene) -> Box<dyn FnOnce(&Store) + Send> {
+    move |scene| {
+        let (scene, work) = (scene.clone(), work.clone());
+        Box::new(move |store| work(store, &scene))
+    }
+}
+
 /// The first host is held before that step, counted from 1; the second makes so many steps, if it has so
 /// many; then the first goes on to its end, and the second after it. `fate`: what becomes of the first where
 /// it is held. None: it has fewer steps.

@@ -6,7 +6,7 @@ use vdsmstore_core::options::{AutoFix, CopyOptions, CreateOptions, RemoveOptions
 use vdsmstore_core::{ErrorKind, FixType, Store};
 use vdsmstore_io::device::sim::hosts::{self};
 
-use super::{Works, begin, held, listed, lose, prepare, repaired, stays};
+use super::{Works, begin, does, held, listed, lose, prepare, repaired, stays};
 use crate::operation::{copy, copy_to_b, remove, remove_later, rewrite};
 use crate::scene::{CLUSTER, SIZE, Scene, Storage, crash, named, pattern, read};
 use crate::{judge, operations};
@@ -65,17 +65,11 @@ fn a_clone_of_what_becomes_another() {
         let scene = start.copy();
         let what = format!("held at step {step}");
         let works: Works<'_> = [
-            &|scene| {
-                let scene = scene.clone();
-                Box::new(move |store| {
-                    let fix = listed(store, 1, FixType::Mend, Some(scene.id("clone"))).unwrap();
-                    let _ = judge::fix(store, 1, &fix);
-                })
-            },
-            &|scene| {
-                let scene = scene.clone();
-                Box::new(move |store| make_raw(store, &scene))
-            },
+            &does(move |store, scene| {
+                let fix = listed(store, 1, FixType::Mend, Some(scene.id("clone"))).unwrap();
+                let _ = judge::fix(store, 1, &fix);
+            }),
+            &does(make_raw),
         ];
         if held(&scene, step, None, works, stays).is_none() {
             assert!(step > 30, "{step}");
@@ -198,14 +192,8 @@ fn a_snapshot_that_is_removed_twice() {
             let scene = start.copy();
             let after = *after;
             let works: Works<'_> = [
-                &|scene| {
-                    let scene = scene.clone();
-                    Box::new(move |store| drop(remove_later(store, 1, &scene, "snapshot")))
-                },
-                &|scene| {
-                    let scene = scene.clone();
-                    Box::new(move |_| _ = crash(&scene, 1, after, merge_small, true))
-                },
+                &does(move |store, scene| drop(remove_later(store, 1, scene, "snapshot"))),
+                &does(move |_, scene| _ = crash(scene, 1, after, merge_small, true)),
             ];
             if held(&scene, step, None, works, lose).is_none() {
                 assert!(step > 5, "{step}");
@@ -245,10 +233,7 @@ fn a_base_that_moves_while_it_is_built_on() {
                     }
                 })
             },
-            &|scene| {
-                let scene = scene.clone();
-                Box::new(move |store| drop(own(store, &scene)))
-            },
+            &does(move |store, scene| drop(own(store, scene))),
         ];
         if held(&scene, step, None, works, stays).is_none() {
             assert!(step > 20, "{step}");
@@ -265,12 +250,8 @@ fn a_snapshot_whose_clone_comes_late() {
     for step in 1.. {
         let scene = start.copy();
         let seen = Arc::new(Mutex::new(None));
-        let works: Works<'_> = [
-            &|scene| {
-                let scene = scene.clone();
-                Box::new(move |store| drop((operations::named("snapshot").run)(store, &scene)))
-            },
-            &|scene| {
+        let works: Works<'_> =
+            [&does(move |store, scene| drop((operations::named("snapshot").run)(store, scene))), &|scene| {
                 let (scene, seen) = (scene.clone(), seen.clone());
                 Box::new(move |store| {
                     let Ok(image) = store.open_image("A", scene.id("disk"), true) else { return };
@@ -278,8 +259,7 @@ fn a_snapshot_whose_clone_comes_late() {
                     let _ = image.close();
                     *seen.lock().unwrap() = read(store, "A", scene.id("new")).ok();
                 })
-            },
-        ];
+            }];
         if held(&scene, step, None, works, lose).is_none() {
             assert!(step > 30, "{step}");
             break;
@@ -322,18 +302,12 @@ fn a_base_in_place_of_a_clone_that_goes() {
     for step in 1.. {
         let scene = start.copy();
         let works: Works<'_> = [
-            &|scene| {
-                let scene = scene.clone();
-                Box::new(move |store| {
-                    if let Some(fix) = listed(store, 1, FixType::Mend, Some(scene.id("clone"))) {
-                        let _ = judge::fix(store, 1, &fix);
-                    }
-                })
-            },
-            &|scene| {
-                let scene = scene.clone();
-                Box::new(move |store| drop(remove(store, 1, &scene, "second")))
-            },
+            &does(move |store, scene| {
+                if let Some(fix) = listed(store, 1, FixType::Mend, Some(scene.id("clone"))) {
+                    let _ = judge::fix(store, 1, &fix);
+                }
+            }),
+            &does(move |store, scene| drop(remove(store, 1, scene, "second"))),
         ];
         if held(&scene, step, None, works, stays).is_none() {
             assert!(step > 30, "{step}");

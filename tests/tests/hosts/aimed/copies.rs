@@ -8,7 +8,7 @@ use vdsmstore_core::repository::Liveness;
 use vdsmstore_core::{FixType, Store};
 use vdsmstore_io::device::sim::hosts::{self, Act, Turn};
 
-use super::{Works, begin, held, listed, lose, prepare, repaired};
+use super::{Works, begin, does, held, listed, lose, prepare, repaired};
 use crate::operation::{copy_to_b, disk};
 use crate::scene::{CLUSTER, Scene, Storage, named, named_copy, pattern, read};
 use crate::{judge, operations};
@@ -193,18 +193,12 @@ fn a_copy_of_what_is_written_meanwhile() {
     for step in 1.. {
         let scene = start.copy();
         let works: Works<'_> = [
-            &|scene| {
-                let scene = scene.clone();
-                Box::new(move |store| drop(copy_slowly(store, &scene)))
-            },
-            &|scene| {
-                let scene = scene.clone();
-                Box::new(move |store| {
-                    let Ok(image) = store.open_image("A", scene.id("child"), true) else { return };
-                    image.write(0, &pattern(4)).unwrap();
-                    image.close().unwrap();
-                })
-            },
+            &does(move |store, scene| drop(copy_slowly(store, scene))),
+            &does(move |store, scene| {
+                let Ok(image) = store.open_image("A", scene.id("child"), true) else { return };
+                image.write(0, &pattern(4)).unwrap();
+                image.close().unwrap();
+            }),
         ];
         if held(&scene, step, None, works, lose).is_none() {
             assert!(step > 50, "{step}");

@@ -11,7 +11,7 @@ use vdsmstore_core::{ErrorKind, FixType};
 use vdsmstore_io::device::sim::Fault;
 use vdsmstore_io::device::sim::hosts::{self, Act};
 
-use super::{Works, begin, held, listed, lose, prepare, repaired, stays};
+use super::{Works, begin, does, held, listed, lose, prepare, repaired, stays};
 use crate::operation::{copy, remove};
 use crate::raw::text;
 use crate::scene::{SIZE, Scene, Storage, named, off, pattern, read};
@@ -51,14 +51,11 @@ fn a_base_whose_id_is_that_of_a_disk_by_now() {
                         made.store(new.is_ok(), Ordering::Relaxed);
                     })
                 },
-                &|scene| {
-                    let scene = scene.clone();
-                    Box::new(move |store| {
-                        let _ = remove(store, 1, &scene, "snapshot");
-                        let size = Some(SIZE as i64);
-                        let _ = store.create_virtual_disk("B", size, None, "{}", &named(&scene, "snapshot"));
-                    })
-                },
+                &does(move |store, scene| {
+                    let _ = remove(store, 1, scene, "snapshot");
+                    let size = Some(SIZE as i64);
+                    let _ = store.create_virtual_disk("B", size, None, "{}", &named(scene, "snapshot"));
+                }),
             ];
             let fate = move |scene: &Scene, me: Incarnation| {
                 if let Some(after) = u64::checked_sub(fails, 1) {
@@ -99,20 +96,14 @@ fn a_tombstone_that_may_not_be_there() {
         for step in 1.. {
             let scene = start.copy();
             let works: Works<'_> = [
-                &|scene| {
-                    let scene = scene.clone();
-                    Box::new(move |store| {
-                        let base = Some(scene.id("snapshot"));
-                        let _ = store.create_virtual_disk("A", None, base, "{}", &named(&scene, "new"));
-                    })
-                },
-                &|scene| {
-                    let scene = scene.clone();
-                    Box::new(move |store| {
-                        scene.worlds[0].inject_unknown(lost, Unknown::Lost);
-                        judge::repair_politely(store, "the other host");
-                    })
-                },
+                &does(move |store, scene| {
+                    let base = Some(scene.id("snapshot"));
+                    let _ = store.create_virtual_disk("A", None, base, "{}", &named(scene, "new"));
+                }),
+                &does(move |store, scene| {
+                    scene.worlds[0].inject_unknown(lost, Unknown::Lost);
+                    judge::repair_politely(store, "the other host");
+                }),
             ];
             if held(&scene, step, None, works, stays).is_none() {
                 assert!(step > 20, "{step}");
@@ -171,12 +162,9 @@ fn a_blob_that_is_named_by_now() {
         for pauses in 1..60 {
             let scene = start.copy();
             let works: Works<'_> = [
-                &|scene| {
-                    let scene = scene.clone();
-                    Box::new(move |store| {
-                        let _ = store.set_image_user_data("A", scene.id("disk"), r#"{"new":1}"#);
-                    })
-                },
+                &does(move |store, scene| {
+                    let _ = store.set_image_user_data("A", scene.id("disk"), r#"{"new":1}"#);
+                }),
                 &|_| Box::new(|store| judge::repair_politely(store, "the other host")),
             ];
             if held(&scene, step, Some(pauses), works, stays).is_none() {
@@ -257,13 +245,10 @@ fn an_image_that_was_answered_with_meanwhile() {
         let scene = start.copy();
         let told = Arc::new(AtomicBool::new(false));
         let works: Works<'_> = [
-            &|scene| {
-                let scene = scene.clone();
-                Box::new(move |store| {
-                    let fix = listed(store, 0, FixType::Clean, Some(scene.id("new")));
-                    let _ = fix.map(|fix| judge::fix(store, 0, &fix));
-                })
-            },
+            &does(move |store, scene| {
+                let fix = listed(store, 0, FixType::Clean, Some(scene.id("new")));
+                let _ = fix.map(|fix| judge::fix(store, 0, &fix));
+            }),
             &|scene| {
                 let (scene, told) = (scene.clone(), told.clone());
                 Box::new(move |store| {
@@ -300,13 +285,9 @@ fn a_snapshot_whose_volume_is_taken_for_garbage() {
             let scene = start.copy();
             let what = format!("{storage:?}, held at step {step}");
             let works: Works<'_> = [
-                &|scene| {
-                    let scene = scene.clone();
-                    Box::new(move |store| {
-                        let _ =
-                            store.create_snapshot("A", scene.id("child"), "{}", &CreateOptions::default());
-                    })
-                },
+                &does(move |store, scene| {
+                    let _ = store.create_snapshot("A", scene.id("child"), "{}", &CreateOptions::default());
+                }),
                 &|_| {
                     Box::new(move |store| {
                         for fix in judge::check(store, 0) {
@@ -356,10 +337,7 @@ fn an_import_that_is_removed_meanwhile() {
                     *found.lock().unwrap() = fix.map(|fix| judge::fix(store, 0, &fix));
                 })
             },
-            &|scene| {
-                let scene = scene.clone();
-                Box::new(move |store| drop(remove(store, 0, &scene, "new")))
-            },
+            &does(move |store, scene| drop(remove(store, 0, scene, "new"))),
         ];
         if held(&scene, step, None, works, lose).is_none() {
             assert!(step > 20, "{step}");

@@ -9,7 +9,7 @@ use vdsmstore_core::options::{AutoFix, CreateOptions, Strategy};
 use vdsmstore_core::repository::QemuUse;
 use vdsmstore_io::device::sim::hosts::{self};
 
-use super::{Works, begin, held, listed, lose, repaired, stays};
+use super::{Works, begin, does, held, listed, lose, repaired, stays};
 use crate::judge;
 use crate::operation::remove;
 use crate::raw::text;
@@ -118,14 +118,11 @@ fn a_disk_that_is_taken_while_its_replacement_is_announced() {
             let scene = start.copy();
             let wrote = Arc::new(AtomicBool::new(false));
             let works: Works<'_> = [
-                &|scene| {
-                    let scene = scene.clone();
-                    Box::new(move |store| {
-                        let _ = store.set_image_strategy("A", scene.id("child"), Strategy::Performance);
-                        let fix = listed(store, 0, FixType::Optimize, Some(scene.id("child")));
-                        let _ = fix.map(|fix| judge::fix(store, 0, &fix));
-                    })
-                },
+                &does(move |store, scene| {
+                    let _ = store.set_image_strategy("A", scene.id("child"), Strategy::Performance);
+                    let fix = listed(store, 0, FixType::Optimize, Some(scene.id("child")));
+                    let _ = fix.map(|fix| judge::fix(store, 0, &fix));
+                }),
                 &|scene| {
                     let (scene, wrote) = (scene.clone(), wrote.clone());
                     Box::new(move |store| {
