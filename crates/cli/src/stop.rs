@@ -9,11 +9,10 @@ use std::hash::{Hash, Hasher};
 use std::io::{Read, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Uid, getuid};
 use vdsmstore_core::{Error, ErrorKind, Result, Store};
@@ -21,21 +20,20 @@ use vdsmstore_core::{Error, ErrorKind, Result, Store};
 use crate::config::RepoSpec;
 use crate::output::local;
 
-/// Pause between two looks whether somebody asks.
-const TICK: Duration = Duration::from_millis(50);
 /// What is answered.
 const STOPPED: &[u8] = b"stopped\n";
 
 /// Ends the listening when it is dropped.
 #[derive(Debug)]
 pub struct Offer {
-    ended: Arc<AtomicBool>,
+    /// Closed, it wakes the thread that listens.
+    end: Option<UnixStream>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Drop for Offer {
     fn drop(&mut self) {
-        self.ended.store(true, Ordering::Release);
+        self.end.take();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -56,23 +54,33 @@ fn address(user: Uid, spec: &RepoSpec, image: &str) -> Option<SocketAddr> {
 /// Lets others stop what the store does with the image. None: another process does that already, or it cannot be.
 pub fn offer(store: &Store, spec: &RepoSpec, image: &str) -> Option<Offer> {
     let listener = UnixListener::bind_addr(&address(getuid(), spec, image)?).ok()?;
+    // Who asks may be gone again before it is accepted.
     listener.set_nonblocking(true).ok()?;
-    let ended = Arc::new(AtomicBool::new(false));
-    let (until, store) = (Arc::clone(&ended), store.clone());
+    let (end, until) = UnixStream::pair().ok()?;
+    let store = store.clone();
     let (repo, image) = (spec.name.clone(), image.to_owned());
     let thread = thread::spawn(move || {
-        while !until.load(Ordering::Acquire) {
-            match listener.accept() {
-                Ok((mut peer, _)) if is_from(&peer, &[getuid(), Uid::ROOT]) => {
-                    if store.stop_image_task(&repo, &image).is_ok() {
-                        let _ = peer.write_all(STOPPED);
-                    }
-                }
-                _ => thread::sleep(TICK),
+        loop {
+            let mut ready = [PollFd::new(&listener, PollFlags::IN), PollFd::new(&until, PollFlags::IN)];
+            match poll(&mut ready, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(_) => return,
+            }
+            if !ready[1].revents().is_empty() {
+                return;
+            }
+            if ready[0].revents().is_empty() {
+                continue;
+            }
+            if let Ok((mut peer, _)) = listener.accept()
+                && is_from(&peer, &[getuid(), Uid::ROOT])
+                && store.stop_image_task(&repo, &image).is_ok()
+            {
+                let _ = peer.write_all(STOPPED);
             }
         }
     });
-    Some(Offer { ended, thread: Some(thread) })
+    Some(Offer { end: Some(end), thread: Some(thread) })
 }
 
 fn is_from(peer: &UnixStream, users: &[Uid]) -> bool {
