@@ -191,6 +191,8 @@ fn each_pair_of_devices_has_its_means() {
         // Some units are only partly data.
         assert!((DATA..DATA + 5 * MIB).contains(&(outcome.written + outcome.cloned)), "{what}");
         assert_eq!(outcome.cloned > 0, cloned, "{what}");
+        // No server is there.
+        assert_eq!(outcome.offloaded, 0, "{what}");
         assert_eq!(outcome.direct > DATA - MIB, direct, "{what}");
         if !direct {
             assert_eq!(outcome.direct, 0, "{what}");

@@ -47,8 +47,8 @@ fn joined(worlds: &[SimWorld; 2]) -> Store {
 
 /// Copies that many bytes at a rate; what had arrived, by virtual time: in the time up to each entry, and since the entry
 /// before it, so much.
-fn arrivals(rate: u64, size: u64) -> Vec<(Duration, u64)> {
-    let worlds = [(); 2].map(|()| SimWorld::new(SimOptions::default()));
+fn arrivals(rate: u64, size: u64, server_copies: bool) -> Vec<(Duration, u64)> {
+    let worlds = [(); 2].map(|()| SimWorld::new(SimOptions { server_copies, ..SimOptions::default() }));
     let (store, disk) = hosts::alone(0, || {
         let store = joined(&worlds);
         let disk = store.create_virtual_disk("A", Some(size as i64), None, "{}", &CreateOptions::default());
@@ -96,8 +96,10 @@ fn arrivals(rate: u64, size: u64) -> Vec<(Duration, u64)> {
 
 #[test]
 fn a_limit_holds_over_any_five_seconds() {
-    for rate in [MIB, 3_000_000, 2 * MIB + 12345] {
-        let arrived = arrivals(rate, 24 * MIB);
+    // The last one is moved in pieces that are large enough for a server.
+    let cases = [(MIB, 24, false), (3_000_000, 24, false), (2 * MIB + 12345, 24, false), (5 * MIB, 48, true)];
+    for (rate, mebibytes, server_copies) in cases {
+        let arrived = arrivals(rate, mebibytes * MIB, server_copies);
         let piece = arrived[0].1;
         let expected = u128::from(rate) * WINDOW.as_nanos() / 1_000_000_000;
         let (mut windows, mut most, mut least) = (0, 0, u128::MAX);

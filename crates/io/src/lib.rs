@@ -16,7 +16,7 @@ pub mod sys;
 
 #[cfg(feature = "sim")]
 pub use device::sim::{Power, SimDevice, SimStorage};
-pub use device::{Device, DeviceExtent, DeviceId, Direct, FileDevice};
+pub use device::{Device, DeviceExtent, DeviceId, Direct, FileDevice, Offload};
 pub use error::{Error, ErrorKind, Result};
 pub use execute::{Control, Keep, Outcome, compare, compress, diff, execute, execute_hashed, stream};
 pub use format::{Format, qcow2};

@@ -243,7 +243,8 @@ impl Export {
             Output::File(target) => {
                 let empty = Target { backed: false, known_zero: true };
                 let plan = plan::copy(source, None, empty, position, length)?;
-                Ok(execute(&plan, source, None, target, control)?.read)
+                let outcome = execute(&plan, source, None, target, control)?;
+                Ok(outcome.read + outcome.offloaded)
             }
         })?;
         self.limit.spend(spent);

@@ -218,6 +218,7 @@ impl SimDriver {
         }
         let device = SimDevice::new(storage, self.power.clone(), object_path(volume), writable)
             .with_clones(self.world.options.reflink)
+            .with_server_copies(self.world.options.server_copies)
             .with_fence(lock.fence());
         OpenVolume { device: Arc::new(LockedDevice { device, lock, volume, host: self.me() }) }
     }

@@ -27,6 +27,8 @@ pub use state::Unknown;
 pub struct SimOptions {
     /// Volumes can be cloned.
     pub reflink: bool,
+    /// Volumes are copied by the server.
+    pub server_copies: bool,
     /// What is said of a host that crashed.
     pub death: Liveness,
     /// Several hosts may use it at once; else only processes of one.
@@ -35,7 +37,7 @@ pub struct SimOptions {
 
 impl Default for SimOptions {
     fn default() -> Self {
-        Self { reflink: false, death: Liveness::CertainlyDead, several_hosts: true }
+        Self { reflink: false, server_copies: false, death: Liveness::CertainlyDead, several_hosts: true }
     }
 }
 

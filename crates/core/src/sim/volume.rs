@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use vdsmstore_io::device::sim::{SimDevice, hosts};
-use vdsmstore_io::{Device, DeviceExtent, DeviceId, Result};
+use vdsmstore_io::{Device, DeviceExtent, DeviceId, Offload, Result};
 
 use super::World;
 use super::state::State;
@@ -113,11 +113,18 @@ impl Device for LockedDevice {
         self.device.extent(offset, length)
     }
 
-    fn can_clone(&self, source: &dyn Device) -> bool {
-        self.device.can_clone(source)
+    fn can_offload(&self, how: Offload, source: &dyn Device) -> bool {
+        self.device.can_offload(how, source)
     }
 
-    fn clone_range(&self, offset: u64, source: &dyn Device, source_offset: u64, length: u64) -> Result<bool> {
-        self.device.clone_range(offset, source, source_offset, length)
+    fn offload(
+        &self,
+        how: Offload,
+        offset: u64,
+        source: &dyn Device,
+        source_offset: u64,
+        length: u64,
+    ) -> Result<u64> {
+        self.device.offload(how, offset, source, source_offset, length)
     }
 }

@@ -10,11 +10,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{AtFlags, FallocateFlags, SeekFrom, StatxFlags};
 use rustix::io::Errno;
 
-use super::{Device, DeviceExtent, DeviceId, Direct};
-use crate::{Error, ErrorKind, Result, sys, without};
+use super::{Device, DeviceExtent, DeviceId, Direct, Offload};
+use crate::sys::{self, FileSystem};
+use crate::{Error, ErrorKind, Result, without};
 
 /// Zeroes for file systems that cannot punch holes.
 static ZEROES: [u8; 65536] = [0; 65536];
+/// The first copy that a server is asked for, in bytes.
+const FIRST_COPY: u64 = 64 << 10;
 
 /// A file or block device, with the descriptor that locks on it are taken through. Closed when dropped.
 #[derive(Debug)]
@@ -27,14 +30,16 @@ pub struct FileDevice {
     id: DeviceId,
     /// Whether it is a block device: fixed length, no holes.
     block: bool,
-    /// Whether it is a file on XFS.
-    xfs: bool,
+    /// What it lies on; of a block device, its node.
+    file_system: FileSystem,
     /// Whether it may be written.
     writable: bool,
     /// A flush failed: the kernel has dropped the dirty pages and later flushes would lie.
     poisoned: AtomicBool,
     /// Opened when it is first asked for.
     direct: OnceLock<Option<Direct>>,
+    /// Whether the server makes the copies that are asked for. Known after the first.
+    server_copies: OnceLock<bool>,
 }
 
 impl FileDevice {
@@ -75,16 +80,17 @@ impl FileDevice {
         } else {
             DeviceId { domain: metadata.dev(), object: metadata.ino() }
         };
-        let xfs = !block && sys::is_xfs(&file);
+        let file_system = FileSystem::of(&file);
         Ok(Self {
             file,
             path,
             id,
             block,
-            xfs,
+            file_system,
             writable,
             poisoned: AtomicBool::new(false),
             direct: OnceLock::new(),
+            server_copies: OnceLock::new(),
         })
     }
 
@@ -97,7 +103,7 @@ impl FileDevice {
     /// space that is reserved around such a write hides what the file has there.
     fn hole(&self, offset: u64, end: u64) -> Result<DeviceExtent> {
         let extent = |end, data| Ok(DeviceExtent { length: end - offset, data });
-        if !self.xfs {
+        if self.file_system != FileSystem::Xfs {
             return extent(end, false);
         }
         match sys::first_written(&self.file, offset..end) {
@@ -186,6 +192,41 @@ impl FileDevice {
     fn punch(&self, offset: u64, length: u64) -> rustix::io::Result<()> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         rustix::fs::fallocate(&self.file, flags, offset, length)
+    }
+
+    fn clone_range(&self, offset: u64, source: &File, source_offset: u64, length: u64) -> Result<u64> {
+        match sys::clone_range(&self.file, offset, source, source_offset, length) {
+            Ok(()) => Ok(length),
+            Err(e)
+                if matches!(
+                    e.raw_os_error(),
+                    Some(libc::EINVAL | libc::EXDEV | libc::EOPNOTSUPP | libc::ENOTTY | libc::ETXTBSY)
+                ) =>
+            {
+                Ok(0)
+            }
+            Err(e) => Err(self.error("cannot clone", e, offset, length)),
+        }
+    }
+
+    /// What fails is written, which tells the error. It needs no flush: the client has the server make it durable.
+    fn copy_range(&self, offset: u64, source: &File, source_offset: u64, length: u64) -> u64 {
+        let length = match self.server_copies.get() {
+            Some(true) => length,
+            Some(false) => return 0,
+            None => length.min(FIRST_COPY),
+        };
+        let (mut from, mut to) = (source_offset, offset);
+        let asked = usize::try_from(length).unwrap_or(usize::MAX);
+        let Ok(copied @ 1..) =
+            rustix::fs::copy_file_range(source, Some(&mut from), &self.file, Some(&mut to), asked)
+        else {
+            return 0;
+        };
+        // Before NFS 4.2, or for a server that does not copy, the client reads and writes without saying so. What it has
+        // written is in the page cache; what the server has copied is not.
+        let by_server = || !sys::is_cached(&self.file, offset..offset + copied as u64);
+        if *self.server_copies.get_or_init(by_server) { copied as u64 } else { 0 }
     }
 
     /// Grows the file to `end` without ever shrinking it, whatever other threads do to its length meanwhile.
@@ -325,30 +366,36 @@ impl Device for FileDevice {
         self.direct.get_or_init(|| self.open_direct()).as_ref()
     }
 
-    fn can_clone(&self, source: &dyn Device) -> bool {
-        // Nothing can be cloned at an odd offset: a file system that could otherwise says so, and no other does.
-        self.writable
-            && !self.block
-            && source.as_file().is_some_and(|source| {
-                sys::clone_range(&self.file, 1, source, 1, 1)
-                    .is_err_and(|e| e.raw_os_error() == Some(libc::EINVAL))
-            })
+    fn can_offload(&self, how: Offload, source: &dyn Device) -> bool {
+        let Some(file) = source.as_file().filter(|_| self.writable && !self.block) else { return false };
+        match how {
+            // Nothing can be cloned at an odd offset: a file system that could otherwise says so, and no other does. But an
+            // NFS client may say it for a server that cannot: that is seen when something is cloned.
+            Offload::Clone => sys::clone_range(&self.file, 1, file, 1, 1)
+                .is_err_and(|e| e.raw_os_error() == Some(libc::EINVAL)),
+            // Elsewhere, and within one file, the kernel reads and writes, one page after the other.
+            Offload::Copy => {
+                self.file_system == FileSystem::Nfs
+                    && source.id().domain == self.id.domain
+                    && source.id() != self.id
+                    && self.server_copies.get() != Some(&false)
+            }
+        }
     }
 
-    fn clone_range(&self, offset: u64, source: &dyn Device, source_offset: u64, length: u64) -> Result<bool> {
+    fn offload(
+        &self,
+        how: Offload,
+        offset: u64,
+        source: &dyn Device,
+        source_offset: u64,
+        length: u64,
+    ) -> Result<u64> {
         self.check_write(offset, length)?;
-        let Some(file) = source.as_file().filter(|_| length > 0) else { return Ok(length == 0) };
-        match sys::clone_range(&self.file, offset, file, source_offset, length) {
-            Ok(()) => Ok(true),
-            Err(e)
-                if matches!(
-                    e.raw_os_error(),
-                    Some(libc::EINVAL | libc::EXDEV | libc::EOPNOTSUPP | libc::ENOTTY | libc::ETXTBSY)
-                ) =>
-            {
-                Ok(false)
-            }
-            Err(e) => Err(self.error("cannot clone", e, offset, length)),
+        let Some(file) = source.as_file().filter(|_| length > 0) else { return Ok(0) };
+        match how {
+            Offload::Clone => self.clone_range(offset, file, source_offset, length),
+            Offload::Copy => Ok(self.copy_range(offset, file, source_offset, length)),
         }
     }
 }

@@ -30,6 +30,15 @@ pub struct DeviceExtent {
     pub data: bool,
 }
 
+/// What storage can do without the bytes coming here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offload {
+    /// A reflink: two places share their bytes until one of them is written.
+    Clone,
+    /// A copy, made by the server.
+    Copy,
+}
+
 /// A second descriptor of a device, for requests past the page cache (`O_DIRECT`).
 #[derive(Debug)]
 pub struct Direct {
@@ -98,21 +107,22 @@ pub trait Device: fmt::Debug + Send + Sync {
         None
     }
 
-    /// Whether ranges of `source` can be cloned into this device at all.
-    fn can_clone(&self, _source: &dyn Device) -> bool {
+    /// Whether the storage may bring ranges of `source` into this device in that way.
+    fn can_offload(&self, _how: Offload, _source: &dyn Device) -> bool {
         false
     }
 
-    /// Makes the range at `offset` a clone of the same length at `source_offset` (a reflink): both share their bytes
-    /// until one is written. Grows the device if needed. `false`: this range of these two cannot be cloned (the
-    /// offsets are no multiples of the storage's blocks, say); it may then have been cloned in part.
-    fn clone_range(
+    /// Has the storage bring the range at `source_offset` to `offset`. Grows the device if needed. Returns how many bytes are in
+    /// place: 0 if this range of these two has to be written (the offsets are no multiples of the storage's blocks,
+    /// say); some of it may be in place then.
+    fn offload(
         &self,
+        _how: Offload,
         _offset: u64,
         _source: &dyn Device,
         _source_offset: u64,
         _length: u64,
-    ) -> Result<bool> {
-        Ok(false)
+    ) -> Result<u64> {
+        Ok(0)
     }
 }

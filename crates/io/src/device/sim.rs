@@ -9,7 +9,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Device, DeviceExtent, DeviceId};
+use super::{Device, DeviceExtent, DeviceId, Offload};
 use crate::{Error, ErrorKind, Result, without};
 use hosts::Act;
 pub use power::{Fault, Power};
@@ -247,6 +247,7 @@ pub struct SimDevice {
     name: String,
     writable: bool,
     clones: bool,
+    server_copies: bool,
     poisoned: AtomicBool,
     fence: Arc<AtomicBool>,
 }
@@ -255,13 +256,20 @@ impl SimDevice {
     /// Opens the storage on the host with that power supply.
     pub fn new(storage: Arc<SimStorage>, power: Arc<Power>, name: String, writable: bool) -> SimDevice {
         let poisoned = AtomicBool::new(false);
-        SimDevice { storage, power, name, writable, clones: false, poisoned, fence: Arc::default() }
+        let (clones, server_copies, fence) = (false, false, Arc::default());
+        SimDevice { storage, power, name, writable, clones, server_copies, poisoned, fence }
     }
 
     /// Lets ranges of devices of the same domain be cloned into it, in whole pages.
     #[must_use]
     pub fn with_clones(self, clones: bool) -> SimDevice {
         SimDevice { clones, ..self }
+    }
+
+    /// Lets a server copy ranges of any device into it.
+    #[must_use]
+    pub fn with_server_copies(self, server_copies: bool) -> SimDevice {
+        SimDevice { server_copies, ..self }
     }
 
     /// Everything fails with `Stale` once this is set.
@@ -375,18 +383,31 @@ impl Device for SimDevice {
         Ok(DeviceExtent { length: next.min(end) - offset, data })
     }
 
-    fn can_clone(&self, source: &dyn Device) -> bool {
-        self.clones && source.id().domain == self.storage.id.domain
+    fn can_offload(&self, how: Offload, source: &dyn Device) -> bool {
+        match how {
+            Offload::Clone => self.clones && source.id().domain == self.storage.id.domain,
+            Offload::Copy => self.server_copies,
+        }
     }
 
-    fn clone_range(&self, offset: u64, source: &dyn Device, source_offset: u64, length: u64) -> Result<bool> {
+    fn offload(
+        &self,
+        how: Offload,
+        offset: u64,
+        source: &dyn Device,
+        source_offset: u64,
+        length: u64,
+    ) -> Result<u64> {
         let aligned = [offset, source_offset, length].iter().all(|number| number.is_multiple_of(PAGE));
-        if !aligned || !self.can_clone(source) || source_offset.saturating_add(length) > source.len()? {
-            return Ok(false);
+        if !aligned
+            || !self.can_offload(how, source)
+            || source_offset.saturating_add(length) > source.len()?
+        {
+            return Ok(0);
         }
         let mut bytes = vec![0; length as usize];
         source.read_at(source_offset, &mut bytes)?;
         self.write_at(offset, &bytes)?;
-        Ok(true)
+        Ok(length)
     }
 }

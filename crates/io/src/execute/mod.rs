@@ -3,7 +3,7 @@
 mod compare;
 mod compress;
 mod direct;
-mod share;
+mod offload;
 mod stream;
 mod zero;
 
@@ -19,7 +19,7 @@ use crate::{Error, ErrorKind, Image, Result};
 pub use compare::{compare, diff};
 pub use compress::compress;
 pub use direct::Keep;
-use share::share;
+use offload::offload;
 pub use stream::stream;
 pub(crate) use zero::is_zero;
 
@@ -65,6 +65,8 @@ pub struct Outcome {
     pub zeroed: u64,
     /// Cloned: neither read nor written, both share them now.
     pub cloned: u64,
+    /// Copied by a server: neither read nor written here.
+    pub offloaded: u64,
     /// Of what was written: past the page cache.
     pub direct: u64,
 }
@@ -82,6 +84,7 @@ pub(crate) struct Totals {
     written: AtomicU64,
     zeroed: AtomicU64,
     cloned: AtomicU64,
+    offloaded: AtomicU64,
     direct: AtomicU64,
 }
 
@@ -96,6 +99,7 @@ impl Totals {
             written: self.written.into_inner(),
             zeroed: self.zeroed.into_inner(),
             cloned: self.cloned.into_inner(),
+            offloaded: self.offloaded.into_inner(),
             direct: self.direct.into_inner(),
         }
     }
@@ -103,7 +107,7 @@ impl Totals {
 
 /// Carries out a plan. `base` is needed if the plan was made with one. Does not flush the target.
 ///
-/// What the storage can clone is cloned, zeroes in it included; the rest is read and written.
+/// What the storage can clone or copy by itself it does, zeroes in it included; the rest is read and written.
 ///
 /// The first error ends it, after the requests under way; the target is then partly written.
 pub fn execute(
@@ -117,7 +121,8 @@ pub fn execute(
 }
 
 /// The same, of a plan whose moves are whole units of 64 KiB ([`Part::units`](crate::plan::Part::units)); hashes of the
-/// source are taken of what is read or known to be zero. What was not read, for it was cloned or left out, is missing in them.
+/// source are taken of what is read or known to be zero. What was not read, for the storage moved it or it was left out, is
+/// missing in them.
 pub fn execute_hashed(
     plan: &Plan,
     source: &Image,
@@ -148,7 +153,7 @@ fn run(
         (control.progress)(nothing_to_do);
     }
     let totals = Totals::default();
-    let left = share(plan.moves(), source, target, control, &totals)?;
+    let left = offload(plan.moves(), source, target, control, &totals)?;
     let left = match direct::run(&left, source, base, target, units, control, &totals)? {
         Some(left) => Cow::Owned(left),
         None => left,

@@ -1,14 +1,14 @@
 //! A chain of layers as one virtual disk.
 
-mod clone;
 mod grow;
+mod offload;
 mod place;
 mod write;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
-pub(crate) use clone::BLOCK;
+pub(crate) use offload::BLOCK;
 pub(crate) use place::{Place, Placing};
 
 use crate::format::qcow2::{Piece, Qcow2};

@@ -5,6 +5,8 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 
+use super::FileSystem;
+
 // linux/fiemap.h: _IOWR('f', 11, struct fiemap).
 const FS_IOC_FIEMAP: libc::c_ulong = 0xc020_660b;
 const FIEMAP_FLAG_SYNC: u32 = 0x1;
@@ -32,9 +34,6 @@ const FS_IOC_FSGETXATTR: libc::c_ulong = 0x801c_581f;
 const FS_XFLAG_REALTIME: u32 = 0x1;
 /// Asked for at once.
 const EXTENTS: usize = 32;
-// include/uapi/linux/magic.h.
-const XFS_SUPER_MAGIC: u64 = 0x5846_5342;
-const BTRFS_SUPER_MAGIC: u64 = 0x9123_683e;
 
 /// `struct fiemap_extent`.
 #[repr(C)]
@@ -61,24 +60,14 @@ struct Request {
     extents: [Extent; EXTENTS],
 }
 
-/// Whether the file lies on XFS.
-pub(crate) fn is_xfs(file: &File) -> bool {
-    is_on(file, XFS_SUPER_MAGIC)
-}
-
-fn is_on(file: &File, magic: u64) -> bool {
-    rustix::fs::fstatfs(file).is_ok_and(|stat| stat.f_type.cast_unsigned() & 0xffff_ffff == magic)
-}
-
 /// Whether the file may share blocks with others of its file system, which one place names once: XFS, but not on its realtime device,
 /// whose places are counted anew, and btrfs. Asked by name, since both files may be open for reading only: what the kernel
 /// answers to a clone says nothing then.
 pub(crate) fn may_share(file: &File) -> bool {
-    if is_on(file, BTRFS_SUPER_MAGIC) {
-        return true;
-    }
-    if !is_xfs(file) {
-        return false;
+    match FileSystem::of(file) {
+        FileSystem::Btrfs => return true,
+        FileSystem::Xfs => {}
+        _ => return false,
     }
     // struct fsxattr: the flags, and what is of no interest here.
     let mut attributes = [0u32; 7];

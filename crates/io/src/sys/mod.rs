@@ -4,6 +4,7 @@
 mod cached;
 mod carried;
 mod extents;
+mod file_system;
 pub(crate) mod queue;
 
 use std::fs::File;
@@ -12,7 +13,8 @@ use std::os::fd::AsRawFd;
 
 pub(crate) use cached::is_cached;
 pub use carried::Carried;
-pub(crate) use extents::{Extents, first_written, is_xfs, may_share, shared};
+pub(crate) use extents::{Extents, first_written, may_share, shared};
+pub(crate) use file_system::FileSystem;
 
 /// How a byte range is locked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -41,7 +41,7 @@ pub fn commit(context: &Context, arguments: &FileCommit) -> Result<Outcome> {
         target.flush()?;
         Ok(done)
     })?;
-    let value = json!({ "written": done.written + done.cloned, "zeroed": done.zeroed });
+    let value = json!({ "written": done.written + done.cloned + done.offloaded, "zeroed": done.zeroed });
     if context.out.json() {
         context.out.value(&value)?;
     }

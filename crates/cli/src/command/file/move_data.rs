@@ -93,9 +93,15 @@ fn action(step: &Move) -> &'static str {
 }
 
 /// Bytes by the means that moved them.
-fn means(moved: &Moved) -> [(&'static str, u64); 4] {
-    let Moved { cloned, direct, zeroed, .. } = *moved;
-    [("cloned", cloned), ("direct", direct), ("cached", moved.cached()), ("zeroed", zeroed)]
+fn means(moved: &Moved) -> [(&'static str, u64); 5] {
+    let Moved { cloned, offloaded, direct, zeroed, .. } = *moved;
+    [
+        ("cloned", cloned),
+        ("offloaded", offloaded),
+        ("direct", direct),
+        ("cached", moved.cached()),
+        ("zeroed", zeroed),
+    ]
 }
 
 /// A name in the same directory that nobody has.

@@ -285,7 +285,7 @@ impl Filler {
         }
         copy.position += length;
         env.task.set_done(copy.position);
-        copy.limit.spend(read.max(outcome.written));
+        copy.limit.spend(read.max(outcome.written) + outcome.offloaded);
         copy.unflushed += outcome.cached() + outcome.zeroed.min(STEP);
         if copy.unflushed >= CACHED || machine::since(copy.flushed_at) >= WATERMARK_TIME {
             self.flush(copy, env)?;

@@ -246,7 +246,7 @@ impl Merge {
         let outcome = env.moves(|control| execute(&plan, &self.source, None, &self.target, control))?;
         self.position += length;
         env.task.set_done(self.position);
-        self.limit.spend(outcome.read);
+        self.limit.spend(outcome.read + outcome.offloaded);
         self.unflushed += outcome.cached() + outcome.zeroed;
         if self.unflushed >= CACHED || machine::since(self.flushed_at) >= WATERMARK_TIME {
             if !without!("merge.flush.watermark") {

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use vdsmstore_io::sys::{Carried, LockMode, ofd_try_lock, ofd_unlock, ofd_would_block};
-use vdsmstore_io::{Device, DeviceExtent, DeviceId, Direct, FileDevice, without};
+use vdsmstore_io::{Device, DeviceExtent, DeviceId, Direct, FileDevice, Offload, without};
 
 use super::layout::{Dir, MAX_RECORD, TRIES, failed, parse_id, wrong};
 use super::tree::Tree;
@@ -145,18 +145,19 @@ impl Device for LockedFile {
         self.device.direct()
     }
 
-    fn can_clone(&self, source: &dyn Device) -> bool {
-        self.device.can_clone(source)
+    fn can_offload(&self, how: Offload, source: &dyn Device) -> bool {
+        self.device.can_offload(how, source)
     }
 
-    fn clone_range(
+    fn offload(
         &self,
+        how: Offload,
         offset: u64,
         source: &dyn Device,
         source_offset: u64,
         length: u64,
-    ) -> vdsmstore_io::Result<bool> {
-        self.device.clone_range(offset, source, source_offset, length)
+    ) -> vdsmstore_io::Result<u64> {
+        self.device.offload(how, offset, source, source_offset, length)
     }
 }
 

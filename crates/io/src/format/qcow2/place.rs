@@ -56,6 +56,28 @@ impl Qcow2 {
         }
     }
 
+    /// Has `fill` bring the content of whole clusters, within the range of one slice of an L2 table, to their places: it is given
+    /// the place, where the bytes begin in the range, and how many they are, and returns how many it brought. Returns how
+    /// many bytes of the range are in place. The caller excludes [`Qcow2::flush`] meanwhile.
+    pub fn fill_placed(
+        &self,
+        offset: u64,
+        length: u64,
+        fill: &mut dyn FnMut(u64, u64, u64) -> Result<u64>,
+    ) -> Result<u64> {
+        let mut done = 0;
+        while done < length {
+            let placed = self.place(offset + done, length - done)?;
+            let filled = fill(placed.host, done, placed.length).map(|bytes| bytes == placed.length);
+            self.finish_placed(&placed, matches!(filled, Ok(true)))?;
+            if !filled? {
+                break;
+            }
+            done += placed.length;
+        }
+        Ok(done)
+    }
+
     /// Makes the file end where what was allocated ends, but not before `least`.
     pub fn trim(&self, least: u64) -> Result<()> {
         let meta = self.lock()?;

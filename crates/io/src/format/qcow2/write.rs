@@ -7,7 +7,7 @@ use super::alloc::Extent;
 use super::mapping::{Below, COPIED, Cluster, Meta, OFFSET_MASK, Qcow2};
 use super::refcount::Writer;
 use super::table::slice_length;
-use crate::{Device, Error, ErrorKind, Result, without};
+use crate::{Error, ErrorKind, Result, without};
 
 /// What [`Qcow2::write_some`] decided under the lock.
 pub(super) enum Step {
@@ -200,29 +200,6 @@ impl Qcow2 {
                 Ok(length as usize)
             }
         }
-    }
-
-    /// Clones whole clusters of another device, within the range of one slice of an L2 table; returns how many bytes are in place. The
-    /// caller excludes [`Qcow2::flush`] meanwhile.
-    pub fn write_clone(
-        &self,
-        offset: u64,
-        length: u64,
-        source: &dyn Device,
-        source_offset: u64,
-    ) -> Result<u64> {
-        let mut done = 0;
-        while done < length {
-            let placed = self.place(offset + done, length - done)?;
-            let cloned =
-                self.device.clone_range(placed.host(), source, source_offset + done, placed.length());
-            self.finish_placed(&placed, matches!(cloned, Ok(true)))?;
-            if !cloned? {
-                break;
-            }
-            done += placed.length();
-        }
-        Ok(done)
     }
 
     /// Decides how the bytes from `skip` within the guest cluster `first` on are written; what is to be
