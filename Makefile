@@ -22,7 +22,7 @@ help:
 	@echo "make install  PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)"
 	@echo "make setup    install what development needs (Debian; as root)"
 	@echo "make bench    measure against qemu-img and bare system calls (ten minutes): docs/benchmarks.md"
-	@echo "make lab      power cuts, in virtual machines (as root); PARTS=\"power nfs\": docs/lab.md"
+	@echo "make lab      power cuts, in virtual machines (as root); PARTS=\"power moves nfs\": docs/lab.md"
 	@echo "make fmt lint clean"
 
 setup:

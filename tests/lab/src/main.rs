@@ -16,6 +16,7 @@ mod late;
 #[path = "../../tests/kills/left.rs"]
 mod left;
 mod log;
+mod moves;
 mod nfs;
 mod replay;
 mod state;
@@ -40,6 +41,8 @@ fn main() -> ExitCode {
         }
         // What hosts do that share a place.
         ["nfs", ref words @ ..] => nfs::run(words),
+        // What moves on an NFS share.
+        ["moves", ref words @ ..] => moves::run(words),
         // A host is frozen, and comes back.
         ["frozen", "prepare", root, ref kinds @ ..] => frozen::prepare(Path::new(root), kinds),
         ["frozen", "work", root, host, case, log] => {
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         _ => {
             eprintln!("vdsmstore-lab: record ROOT JOURNAL SEED [DEVICE]");
             eprintln!("vdsmstore-lab: nfs format|latency|race|hold|take|copy|finish ROOT ...");
+            eprintln!("vdsmstore-lab: moves make DIR MEBIBYTES | go DIR MOUNT clone|copy|cached | judge DIR");
             eprintln!("vdsmstore-lab: frozen prepare|work|finish|judge ROOT ... | late CASE LOG SAID SINCE");
             eprintln!("vdsmstore-lab: replay ext4|xfs LOG JOURNAL SCRATCH POINTS|all SEED");
             return ExitCode::from(2);
