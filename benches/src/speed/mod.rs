@@ -143,6 +143,7 @@ impl Bench {
                 }
                 other => return Err(format!("no group {other:?}").into()),
             }
+            self.tidy()?;
         }
         println!("\nmoves: {} compared, all the same", self.same.get());
         Ok(())
@@ -150,6 +151,19 @@ impl Bench {
 
     fn at(&self, name: &str) -> PathBuf {
         self.place.join(name)
+    }
+
+    /// What the sides made goes.
+    fn tidy(&self) -> Result<()> {
+        for entry in fs::read_dir(&self.place)? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let made = name.strip_suffix(".raw").or(name.strip_suffix(".qcow2"));
+            if made.is_some_and(|side| ["ours", "theirs", "cp", "nbdcopy", "floor"].contains(&side)) {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     /// `real`: what programs are made of, half of the disk, in pieces of 4 to 64 MiB; `sparse`: 2 % of it, in pieces of 64 KiB;
