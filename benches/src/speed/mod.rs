@@ -135,12 +135,7 @@ impl Bench {
                 "compressed" => self.compressed()?,
                 "huge" => self.huge()?,
                 "incremental" => self.incremental(what)?,
-                // Judged by itself.
-                "merge" if is_smoke() => {}
-                "merge" => {
-                    println!("\nmerges{what}");
-                    crate::merge::run(&self.place)?;
-                }
+                "merge" => self.merge(what)?,
                 other => return Err(format!("no group {other:?}").into()),
             }
             self.tidy()?;
@@ -297,6 +292,37 @@ impl Bench {
         Ok(())
     }
 
+    /// An overlay with data of half the disk goes into a raw file.
+    fn merge(&self, what: &str) -> Result<()> {
+        let top = self.at("merge.top");
+        let all = size().to_string();
+        tool(
+            "qemu-img",
+            &["create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", "merge.raw", text(&top)?, &all],
+        )?;
+        let before = "cp --reflink=always real merge.raw && cp --reflink=always merge.top merge.qcow2";
+        self.run("cp --reflink=always real merge.raw")?;
+        let mut arguments = vec!["-f".to_owned(), "qcow2".to_owned()];
+        let piece = size() / 128;
+        for index in 0..64 {
+            arguments.extend([
+                "-c".to_owned(),
+                format!("write -q -P {} {} {piece}", index + 1, index * 2 * piece),
+            ]);
+        }
+        arguments.push(text(&top)?.to_owned());
+        tool("qemu-io", &arguments.iter().map(String::as_str).collect::<Vec<_>>())?;
+        let ours = "OURS file commit -d -f qcow2 merge.qcow2 --backing merge.raw:raw";
+        let theirs = |options: &str| Side {
+            name: format!("qemu-img commit {options}"),
+            command: format!("qemu-img commit -q -d {options} -f qcow2 merge.qcow2 && sync merge.raw"),
+        };
+        let sides = vec![theirs(""), theirs("-t none")];
+        self.row_after(before, &format!("merge down of half the disk{what}"), true, ours.to_owned(), sides)?;
+        self.run(&format!("{before} && {}", ours.replace("OURS", &self.ours)))?;
+        self.same("merge.qcow2", "qcow2", "merge.raw", "raw")
+    }
+
     fn compares(&self) -> Result<()> {
         let side = |name: &str, command: &str| Side { name: name.to_owned(), command: command.to_owned() };
         // With the same holes: the floor looks at data only.
@@ -351,6 +377,11 @@ impl Bench {
     /// Runs the sides in turns, and prints what came out. Of several ways to run a program of QEMU, only the fastest goes on after
     /// the first turn.
     fn row(&self, what: &str, cold: bool, ours: String, peers: Vec<Side>) -> Result<()> {
+        self.row_after("true", what, cold, ours, peers)
+    }
+
+    /// The same, where each turn of a side begins with a command that takes no time.
+    fn row_after(&self, before: &str, what: &str, cold: bool, ours: String, peers: Vec<Side>) -> Result<()> {
         let mut sides = vec![Side { name: "ours".to_owned(), command: ours }];
         sides.extend(peers);
         let mut sides: Vec<(Side, Numbers)> =
@@ -359,6 +390,7 @@ impl Bench {
             let count = sides.len();
             for index in 0..count {
                 let (side, numbers) = &mut sides[(index + turn) % count];
+                self.run(before)?;
                 self.once(side, cold, numbers)?;
             }
             let is_qemu = |side: &Side| side.name.starts_with("qemu-img");
@@ -382,6 +414,11 @@ impl Bench {
             );
         }
         Ok(())
+    }
+
+    fn run(&self, command: &str) -> Result<()> {
+        let status = Command::new("sh").args(["-c", command]).current_dir(&self.place).status()?;
+        if status.success() { Ok(()) } else { Err(format!("{command:?} failed").into()) }
     }
 
     fn once(&self, side: &Side, cold: bool, numbers: &mut Numbers) -> Result<()> {

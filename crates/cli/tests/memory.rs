@@ -119,4 +119,10 @@ fn large_copies_take_little_memory() {
     std::fs::remove_file(place.path("copy")).unwrap();
     let disk = check(&["image", "import", "A", raw, "--format", "raw"]);
     check(&["image", "copy", "B", disk.trim()]);
+    // As many hashes as a disk can have, three times: of the source, of the base, of what comes out.
+    File::options().write(true).open(&file).unwrap().set_len(512 << 30).unwrap();
+    let disk = check(&["image", "import", "A", raw, "--format", "raw", "--verify"]);
+    let known = check(&["image", "copy", "B", disk.trim(), "--snapshot", "--verify"]);
+    let snapshot = place.id(&["image", "snapshot", "A", disk.trim()]);
+    check(&["image", "copy", "B", &snapshot, "--base", known.trim(), "--verify"]);
 }

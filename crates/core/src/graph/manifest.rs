@@ -1,6 +1,6 @@
 //! Manifests: the hashes of an image's data, kept with it as a blob. A missing or stale one costs time, and is never believed.
 
-use vdsmstore_io::hash::Manifest;
+use vdsmstore_io::hash::{self, Manifest};
 use vdsmstore_io::without;
 
 use crate::Result;
@@ -18,14 +18,17 @@ fn current(image: &ImageRecord) -> Option<&ManifestRef> {
 pub(crate) fn of(repo: &Repo, image: &ImageRecord) -> Option<Manifest> {
     let kept = current(image)?;
     let bytes = repo.driver.get_blob(image.id(), kept.blob).ok()?;
-    let manifest = Manifest::decode(&bytes).ok()?;
-    (manifest.size() == image.size && manifest.root() == kept.root).then_some(manifest)
+    if hash::root(&bytes) != kept.root {
+        return None;
+    }
+    Manifest::decode(&bytes).ok().filter(|manifest| manifest.size() == image.size)
 }
 
 /// Stores hashes for an image that is about to name them.
 pub(crate) fn store(repo: &Repo, image: ImageId, token: Token, manifest: &Manifest) -> Result<ManifestRef> {
-    let blob = repo.store_blob(image, &manifest.encode())?;
-    Ok(ManifestRef { blob, token, root: manifest.root() })
+    let bytes = manifest.encode();
+    let blob = repo.store_blob(image, &bytes)?;
+    Ok(ManifestRef { blob, token, root: hash::root(&bytes) })
 }
 
 /// The hashes of an image, for another one that is to have the same data.

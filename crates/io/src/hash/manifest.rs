@@ -8,8 +8,8 @@ use crate::{Error, ErrorKind, Plan, Result};
 const SMALLEST: u64 = 1 << 20;
 /// The largest: steps of a job are not smaller.
 const LARGEST: u64 = 64 << 20;
-/// So that a manifest takes 16 MiB of memory at most, larger disks have larger blocks.
-const MOST: u64 = 1 << 19;
+/// So that a manifest takes 8 MiB of memory at most, larger disks have larger blocks: a copy may hold three.
+const MOST: u64 = 1 << 18;
 /// What a file begins with.
 const MAGIC: &[u8; 8] = b"vdsmhash";
 /// Magic, size, size of a block.
@@ -31,7 +31,7 @@ pub(super) fn block_hash(units: &[Hash]) -> Hash {
     *blake3::hash(units.as_flattened()).as_bytes()
 }
 
-/// The size of a block. None: the disk is larger than 32 TiB.
+/// The size of a block. None: the disk is larger than 16 TiB.
 fn block_size(size: u64) -> Option<u64> {
     let block = size.div_ceil(MOST).next_power_of_two().max(SMALLEST);
     (size > 0 && block <= LARGEST).then_some(block)
@@ -43,7 +43,7 @@ impl Manifest {
         self.size
     }
 
-    /// The size of a block in bytes: 1 MiB for disks of up to 512 GiB, at most 64 MiB.
+    /// The size of a block in bytes: 1 MiB for disks of up to 256 GiB, at most 64 MiB.
     pub fn block_size(&self) -> u64 {
         self.block
     }
@@ -129,10 +129,15 @@ impl Manifest {
         Ok(Self { size, block, hashes })
     }
 
-    /// One hash for all of it: the BLAKE3 hash of the file, in hexadecimal digits.
+    /// One hash for all of it: that of the file.
     pub fn root(&self) -> String {
-        blake3::hash(&self.encode()).to_hex().to_string()
+        root(&self.encode())
     }
+}
+
+/// The BLAKE3 hash of the file of a manifest, in hexadecimal digits.
+pub fn root(file: &[u8]) -> String {
+    blake3::hash(file).to_hex().to_string()
 }
 
 /// A manifest in the making: units come in order.
@@ -146,10 +151,11 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// For a disk of that size. None: it is larger than 32 TiB.
+    /// For a disk of that size. None: it is larger than 16 TiB.
     pub fn new(size: u64) -> Option<Self> {
         let block = block_size(size)?;
-        let manifest = Manifest { size, block, hashes: Vec::new() };
+        let hashes = Vec::with_capacity(size.div_ceil(block) as usize);
+        let manifest = Manifest { size, block, hashes };
         Some(Self { manifest, units: Vec::new(), position: 0 })
     }
 
@@ -216,10 +222,10 @@ mod tests {
     #[test]
     fn blocks_grow_with_the_disk() {
         assert_eq!(block_size(0), None);
-        for (size, block) in [(512, 1 << 20), (512 << 30, 1 << 20), ((512 << 30) + 512, 2 << 20)] {
+        for (size, block) in [(512, 1 << 20), (256 << 30, 1 << 20), ((256 << 30) + 512, 2 << 20)] {
             assert_eq!(block_size(size), Some(block), "{size}");
         }
-        assert_eq!((block_size(32 << 40), block_size((32 << 40) + 512)), (Some(LARGEST), None));
+        assert_eq!((block_size(16 << 40), block_size((16 << 40) + 512)), (Some(LARGEST), None));
     }
 
     #[test]

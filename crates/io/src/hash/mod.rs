@@ -13,7 +13,7 @@ use crate::execute::{Control, Keep, Outcome, Totals, is_zero, read_moves};
 use crate::plan::{self, UNIT};
 use crate::{Image, Move, Plan, Result};
 
-pub use manifest::{Builder, Manifest};
+pub use manifest::{Builder, Manifest, root};
 
 /// A BLAKE3 hash.
 pub type Hash = [u8; 32];

@@ -11,7 +11,7 @@ use crate::session::Outcome;
 pub fn run(context: &Context, arguments: &OneFile) -> Result<Outcome> {
     let image = Image::open(open::chain(arguments, false)?, false)?;
     let manifest = context.with_control(|control| hash::hash(&image, control))?.ok_or_else(|| {
-        Error::new(ErrorKind::InvalidSize, "a disk of more than 32 TiB cannot be hashed")
+        Error::new(ErrorKind::InvalidSize, "a disk of more than 16 TiB cannot be hashed")
             .with("path", arguments.file.to_string_lossy())
     })?;
     let root = manifest.root();

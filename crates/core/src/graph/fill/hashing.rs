@@ -3,6 +3,7 @@
 use vdsmstore_io::hash::{Builder, Manifest, Units};
 use vdsmstore_io::{Image, Plan, without};
 
+use super::LONG_HASHED;
 use crate::job::Env;
 use crate::{Error, ErrorKind, Result};
 
@@ -14,6 +15,8 @@ pub(super) struct Hashing {
     from: u64,
     /// Since the last watermark: what the source is, and where it was written.
     pending: Vec<(Units, Vec<(u64, u64)>)>,
+    /// Bytes of the disk that those are of.
+    waiting: u64,
     /// What was written is read back.
     verify: bool,
     /// What the source is known to be.
@@ -24,7 +27,7 @@ pub(super) struct Hashing {
 impl Hashing {
     /// Of an image of that size. `from`: everything below was copied before.
     pub fn new(size: u64, verify: bool, expected: Option<Manifest>, from: u64) -> Self {
-        Self { builder: Builder::new(size), from, pending: Vec::new(), verify, expected, size }
+        Self { builder: Builder::new(size), from, pending: Vec::new(), waiting: 0, verify, expected, size }
     }
 
     pub fn verify(&self) -> bool {
@@ -55,6 +58,12 @@ impl Hashing {
         let moved = plan.moves().iter().map(|step| (step.offset, step.length));
         let written = if based { moved.collect() } else { vec![range] };
         self.pending.push((units, written));
+        self.waiting += plan.length();
+    }
+
+    /// Whether there is so much since the last watermark that it should not become more: hashes of units take memory.
+    pub fn is_full(&self) -> bool {
+        self.waiting >= LONG_HASHED
     }
 
     /// Once the target is flushed: reads back what was written since the last time, and compares. Returns the bytes it read.
@@ -64,6 +73,7 @@ impl Hashing {
             // What the page cache has is not what the disk has.
             target.forget_cached();
         }
+        self.waiting = 0;
         for (units, written) in self.pending.drain(..) {
             if self.verify && !without!("hashing.read") {
                 let back = units.like();

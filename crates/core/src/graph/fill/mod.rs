@@ -287,7 +287,8 @@ impl Filler {
         env.task.set_done(copy.position);
         copy.limit.spend(read.max(outcome.written) + outcome.offloaded);
         copy.unflushed += outcome.cached() + outcome.zeroed.min(STEP);
-        if copy.unflushed >= CACHED || machine::since(copy.flushed_at) >= WATERMARK_TIME {
+        let is_full = copy.hashing.as_ref().is_some_and(Hashing::is_full);
+        if copy.unflushed >= CACHED || is_full || machine::since(copy.flushed_at) >= WATERMARK_TIME {
             self.flush(copy, env)?;
         }
         Ok(Step::Again)

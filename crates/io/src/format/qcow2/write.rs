@@ -206,7 +206,7 @@ impl Qcow2 {
     /// allocated is, and is busy then.
     pub(super) fn decide(&self, first: u64, skip: u64, wanted: u64) -> Result<Step> {
         /// One request of that size at most.
-        const MAX_REQUEST: u64 = 4 << 20;
+        const MAX_REQUEST: u64 = 64 << 20;
         let cluster_size = self.cluster_size();
         let mut meta = self.wait_idle(self.lock()?, &(first..first + 1))?;
         self.prepare(&mut meta)?;
