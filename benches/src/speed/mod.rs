@@ -10,7 +10,6 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
 
 use crate::numbers::{Samples, is_smoke, seconds, turns};
 use crate::scene::{Result, fill_with_noise, noise, text, tool};
@@ -435,13 +434,11 @@ impl Bench {
         let command = side.command.replace("OURS", &self.ours).replace("FLOOR", &self.floor);
         let told = self.at("told");
         // Of GNU time only the memory: its times are in hundredths of a second.
-        let script = "TIMEFORMAT='%3U %3S'; time /usr/bin/time -f %M -o \"$1\" sh -c \"$2\"";
-        let started = Instant::now();
+        let script = "TIMEFORMAT='%3R %3U %3S'; time /usr/bin/time -f %M -o \"$1\" sh -c \"$2\"";
         let output = Command::new("bash")
             .args(["-c", script, "bash", text(&told)?, &command])
             .current_dir(&self.place)
             .output()?;
-        numbers.wall.push_time(started.elapsed());
         if !output.status.success() {
             std::io::stderr().write_all(&output.stderr)?;
             return Err(format!("{command:?} failed").into());
@@ -455,7 +452,9 @@ impl Bench {
             .split(' ')
             .map(str::parse)
             .collect::<std::result::Result<_, _>>()?;
-        numbers.cpu.push(times.iter().sum::<f64>().max(0.001));
+        let [wall, user, system] = times[..] else { return Err(format!("bash said {said:?}").into()) };
+        numbers.wall.push(wall.max(0.001));
+        numbers.cpu.push((user + system).max(0.001));
         numbers.memory.push(fs::read_to_string(told)?.trim().parse()?);
         Ok(())
     }

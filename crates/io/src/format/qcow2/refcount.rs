@@ -3,7 +3,7 @@
 //! Everything here happens in memory; [`super::flush`] brings it to the device in a safe order. A cluster that
 //! is given up waits in `pending` until nothing durable refers to it, so that it is never reused too early.
 
-use std::collections::HashSet;
+use foldhash::{HashSet, HashSetExt as _};
 
 use super::alloc::SCAN_COST;
 use super::header::{AUTOCLEAR_BITMAPS, Header, corrupt, unsupported};
@@ -226,9 +226,9 @@ impl Qcow2 {
     pub(super) fn set_refcount(&self, writer: &mut Writer, cluster: u64, value: u64) -> Result<()> {
         let (slice, at) = (cluster / self.counts_per_slice(), cluster % self.counts_per_slice());
         let missing = || self.corrupt("a cluster in use has no refcount");
-        let counts = self.counts(writer, slice)?.ok_or_else(missing)?;
-        let (at, bytes) = counts.patch(at as usize, self.header.refcount_bits, value);
-        if writer.blocks.set(slice, at, &bytes) { Ok(()) } else { Err(missing()) }
+        self.counts(writer, slice)?.ok_or_else(missing)?;
+        let is_set = writer.blocks.set_number(slice, at as usize, self.header.refcount_bits, value);
+        if is_set { Ok(()) } else { Err(missing()) }
     }
 
     /// Lowers a refcount by one; a cluster that falls to 0 may be handed out again from now on.

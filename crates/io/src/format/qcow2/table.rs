@@ -1,8 +1,10 @@
 //! Tables of big-endian numbers, one cluster each, of which a bounded cache holds slices that know which of their sectors
 //! changed.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
+
+use foldhash::{HashMap, HashMapExt as _};
 
 use crate::{Device, Result, without};
 
@@ -104,16 +106,16 @@ impl Slice {
         bytes.iter().fold(0, |value, byte| value << 8 | u64::from(*byte))
     }
 
-    /// Where the bytes of such an entry lie, and what they are to be for that value.
-    pub fn patch(&self, index: usize, bits: u32, value: u64) -> (usize, Vec<u8>) {
+    /// Makes such an entry that value.
+    fn set_number(&mut self, index: usize, bits: u32, value: u64) {
         if bits < 8 {
             let at = index * bits as usize;
             let mask = (1u8 << bits) - 1;
             let byte = self.bytes.get(at / 8).copied().unwrap_or(0);
-            return (at / 8, vec![byte & !(mask << (at % 8)) | (value as u8 & mask) << (at % 8)]);
+            return self.set(at / 8, &[byte & !(mask << (at % 8)) | (value as u8 & mask) << (at % 8)]);
         }
         let width = bits as usize / 8;
-        (index * width, value.to_be_bytes()[8 - width..].to_vec())
+        self.set(index * width, &value.to_be_bytes()[8 - width..]);
     }
 
     fn set(&mut self, at: usize, value: &[u8]) {
@@ -245,13 +247,21 @@ impl Cache {
 
     /// Changes bytes of a slice that is here; `false`: it is not.
     pub fn set(&mut self, number: u64, at: usize, value: &[u8]) -> bool {
-        let Some(slice) = self.slices.get_mut(&number) else { return false };
+        self.changing(number).map(|slice| slice.set(at, value)).is_some()
+    }
+
+    /// Makes an entry of a table of `bits` wide numbers that value; `false`: its slice is not here.
+    pub fn set_number(&mut self, number: u64, index: usize, bits: u32, value: u64) -> bool {
+        self.changing(number).map(|slice| slice.set_number(index, bits, value)).is_some()
+    }
+
+    fn changing(&mut self, number: u64) -> Option<&mut Slice> {
+        let slice = self.slices.get_mut(&number)?;
         if slice.dirty.is_clean() {
             self.dirty += 1;
         }
         slice.used = true;
-        slice.set(at, value);
-        true
+        Some(slice)
     }
 
     /// Writes the new tables: all of them, or nothing refers to what is missing.

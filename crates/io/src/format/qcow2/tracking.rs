@@ -3,7 +3,9 @@
 //! Before the first change their directory says "in use", which makes them worthless if we are cut off. A flush
 //! writes the bits along with everything else and takes the flag away last.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
+
+use foldhash::HashSet;
 
 use super::bitmaps::{self, ALL_ONES};
 use super::header::{AUTOCLEAR_BITMAPS, Header, corrupt, unsupported};
