@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
 
-use super::slow::{RATE, Slow};
+use super::mounted::{RATE, Slow};
 use super::{Bench, MIB, Side};
 use crate::numbers::is_smoke;
 use crate::scene::{Result, fill_with_noise, noise, text, tool};

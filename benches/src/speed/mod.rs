@@ -2,7 +2,7 @@
 //! their own, from cold caches unless it is said, until the data is on disk. Needs root, 20 GiB.
 
 mod incremental;
-mod slow;
+mod mounted;
 
 use std::cell::Cell;
 use std::fs::{self, File};
@@ -13,6 +13,7 @@ use std::process::Command;
 
 use crate::numbers::{Samples, is_smoke, seconds, turns};
 use crate::scene::{Result, fill_with_noise, noise, text, tool};
+use mounted::Mounted;
 
 const MIB: u64 = 1 << 20;
 
@@ -70,8 +71,9 @@ pub fn run_reflinks(directory: &Path, groups: &[&str]) -> Result<()> {
     if groups.is_empty() {
         return Ok(());
     }
-    let mounted = Xfs::new(directory)?;
-    Bench::new(directory, mounted.0.clone())?.groups(groups, ", XFS")
+    let place = directory.join("xfs");
+    let _mounted = Mounted::new("xfs", directory.join("xfs.file"), place.clone(), 12 << 30)?;
+    Bench::new(directory, place)?.groups(groups, ", XFS")
 }
 
 impl Bench {
@@ -100,27 +102,6 @@ fn needed(program: &str) -> Result<Vec<PathBuf>> {
     let script = "path=$(command -v \"$1\") || exit 0; echo \"$path\"; ldd \"$path\" | grep -o '/[^ ]*'";
     let output = Command::new("sh").args(["-c", script, "sh", program]).output()?;
     Ok(String::from_utf8(output.stdout)?.lines().map(PathBuf::from).collect())
-}
-
-/// A file system that shares extents.
-struct Xfs(PathBuf);
-
-impl Xfs {
-    fn new(directory: &Path) -> Result<Xfs> {
-        let (file, place) = (directory.join("xfs.file"), directory.join("xfs"));
-        File::create(&file)?.set_len(12 << 30)?;
-        fs::create_dir(&place)?;
-        tool("mkfs.xfs", &["-q", text(&file)?])?;
-        tool("mount", &["-o", "loop", text(&file)?, text(&place)?])?;
-        Ok(Xfs(place))
-    }
-}
-
-impl Drop for Xfs {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
-        let _ = fs::remove_file(self.0.with_extension("file"));
-    }
 }
 
 impl Bench {

@@ -153,18 +153,7 @@ pub struct Target {
 /// overlay is written in whole clusters, and a unit that is partly a hole in one and partly data in the other is
 /// compared, because a hole and zeroes read the same.
 pub fn copy(source: &Image, base: Option<&Image>, target: Target, offset: u64, length: u64) -> Result<Plan> {
-    plan(source, base, target, offset, &Part { units: base.is_some(), ..Part::of(length) })
-}
-
-/// The same of so much as is worth one step of a long work: [`Plan::length`] says how much that is.
-pub fn copy_part(
-    source: &Image,
-    base: Option<&Image>,
-    target: Target,
-    offset: u64,
-    part: &Part,
-) -> Result<Plan> {
-    plan(source, base, target, offset, &Part { units: part.units || base.is_some(), ..*part })
+    copy_part(source, base, target, offset, &Part::of(length))
 }
 
 /// Where a plan ends, and how it is cut.
@@ -190,10 +179,17 @@ impl Part {
 /// The units of an image that have data: what no move covers is zero.
 pub(crate) fn units(image: &Image, offset: u64, length: u64) -> Result<Plan> {
     let target = Target { backed: false, known_zero: true };
-    plan(image, None, target, offset, &Part { units: true, ..Part::of(length) })
+    copy_part(image, None, target, offset, &Part { units: true, ..Part::of(length) })
 }
 
-fn plan(source: &Image, base: Option<&Image>, target: Target, offset: u64, part: &Part) -> Result<Plan> {
+/// As [`copy`], of so much as is worth one step of a long work: [`Plan::length`] says how much that is.
+pub fn copy_part(
+    source: &Image,
+    base: Option<&Image>,
+    target: Target,
+    offset: u64,
+    part: &Part,
+) -> Result<Plan> {
     let mut plan = Plan { offset, length: part.length, ..Plan::default() };
     let mut pieces = Pieces::new(source, base, offset, part.length);
     let mut mixed = Mixed { based: base.is_some(), ..Mixed::default() };
@@ -224,7 +220,7 @@ fn plan(source: &Image, base: Option<&Image>, target: Target, offset: u64, part:
                 break;
             }
         }
-        if part.units {
+        if part.units || base.is_some() {
             mixed.add(&mut plan, piece.offset, piece.length, action);
         } else {
             plan.push_some(piece.offset, piece.length, action);

@@ -6,6 +6,7 @@ use crate::machine;
 
 /// Work is cut into pieces that take about this long at the limit.
 const PIECE: f64 = 0.25;
+
 /// Says when the next piece may be moved, and how large it may be.
 #[derive(Debug)]
 pub(crate) struct Limit {
