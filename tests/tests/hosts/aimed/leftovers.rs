@@ -1,13 +1,13 @@
 //! What is taken for left over, and is not.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use vdsmstore_core::id::{Incarnation, VolumeId};
 use vdsmstore_core::options::{AutoFix, CreateOptions, Strategy};
 use vdsmstore_core::repository::{Marker, RecordKey};
 use vdsmstore_core::sim::Unknown;
-use vdsmstore_core::{ErrorKind, FixType};
+use vdsmstore_core::{ErrorKind, FixType, Store};
 use vdsmstore_io::device::sim::Fault;
 use vdsmstore_io::device::sim::hosts::{self, Act};
 
@@ -275,45 +275,78 @@ fn an_image_that_was_answered_with_meanwhile() {
     }
 }
 
+/// Of what a check lists only what is left over.
+fn clean(store: &Store) {
+    for fix in judge::check(store, 0).iter().filter(|fix| fix.fix_type == FixType::Clean) {
+        let _ = judge::fix(store, 0, fix);
+    }
+}
+
 /// The new volume of a disk, or of its snapshot, is taken for garbage by a host that sees nobody point at it; the one that was
-/// about to has lost its locks.
+/// about to has lost its locks. `then`: what the other host does after that; and what is to be so in the end.
+fn a_new_volume_is_garbage(
+    storage: Storage,
+    then: impl Fn(&Store, &Scene) + Clone + Send + 'static,
+    mut so: impl FnMut(&Store, &Scene, &str),
+) {
+    let start = begin("resize", storage);
+    for step in 1.. {
+        let scene = start.copy();
+        let what = format!("{storage:?}, held at step {step}");
+        let then = then.clone();
+        let works: Works<'_> = [
+            &does(move |store, scene| {
+                let _ = store.create_snapshot("A", scene.id("child"), "{}", &CreateOptions::default());
+            }),
+            &does(move |store, scene| {
+                clean(store);
+                then(store, scene);
+            }),
+        ];
+        if held(&scene, step, None, works, lose).is_none() {
+            assert!(step > 30, "{step}");
+            break;
+        }
+        hosts::alone(3, || {
+            // Before anything is mended.
+            clean(&scene.join("cleaner").0);
+            let store = repaired(&scene, &what);
+            let images = scene.raw(0).images;
+            for id in images.iter().filter(|(_, image)| image["state"] == "live").map(|(id, _)| id) {
+                read(&store, "A", id).unwrap_or_else(|error| panic!("{what}: {error:?}"));
+            }
+            let data = read(&store, "A", scene.id("child")).unwrap();
+            assert!(data == scene.data(0, "child"), "{what}: it is wrong");
+            so(&store, &scene, &what);
+            store.close().unwrap();
+        });
+    }
+}
+
 #[test]
 fn a_snapshot_whose_volume_is_taken_for_garbage() {
     for storage in [Storage::Overlays, Storage::Clones] {
-        let start = begin("resize", storage);
-        for step in 1.. {
-            let scene = start.copy();
-            let what = format!("{storage:?}, held at step {step}");
-            let works: Works<'_> = [
-                &does(move |store, scene| {
-                    let _ = store.create_snapshot("A", scene.id("child"), "{}", &CreateOptions::default());
-                }),
-                &|_| {
-                    Box::new(move |store| {
-                        for fix in judge::check(store, 0) {
-                            if fix.fix_type == FixType::Clean {
-                                let _ = judge::fix(store, 0, &fix);
-                            }
-                        }
-                    })
-                },
-            ];
-            if held(&scene, step, None, works, lose).is_none() {
-                assert!(step > 30, "{step}");
-                break;
-            }
-            hosts::alone(3, || {
-                let store = repaired(&scene, &what);
-                let images = scene.raw(0).images;
-                for id in images.iter().filter(|(_, image)| image["state"] == "live").map(|(id, _)| id) {
-                    read(&store, "A", id).unwrap_or_else(|error| panic!("{what}: {error:?}"));
-                }
-                let data = read(&store, "A", scene.id("child")).unwrap();
-                assert!(data == scene.data(0, "child"), "{what}: it is wrong");
-                store.close().unwrap();
-            });
-        }
+        a_new_volume_is_garbage(storage, |_, _| {}, |_, _, _| {});
     }
+}
+
+/// The same, and the disk is to be frozen once more by then: that snapshot is promised, whatever becomes of the first one.
+#[test]
+fn a_snapshot_that_is_announced_while_another_one_is_taken_back() {
+    let (announced, mut kept) = (Arc::new(Mutex::new(None)), 0);
+    let announce = {
+        let announced = announced.clone();
+        move |store: &Store, scene: &Scene| {
+            *announced.lock().unwrap() = store.create_snapshot("A", scene.id("child"), "{}", &off()).ok();
+        }
+    };
+    a_new_volume_is_garbage(Storage::Overlays, announce, |store, scene, what| {
+        let Some(id) = announced.lock().unwrap().take() else { return };
+        kept += 1;
+        let data = read(store, "A", &id.to_string()).unwrap_or_else(|error| panic!("{what}: {error:?}"));
+        assert!(data == scene.data(0, "child"), "{what}: the snapshot is wrong");
+    });
+    assert!(kept > 10, "{kept}");
 }
 
 /// An import that is removed by another host, at each step of whoever fills it, which has lost its locks, ends as work that
@@ -328,7 +361,7 @@ fn an_import_that_is_removed_meanwhile() {
     let mut ended = 0;
     for step in 1.. {
         let scene = start.copy();
-        let found = Arc::new(std::sync::Mutex::new(None));
+        let found = Arc::new(Mutex::new(None));
         let works: Works<'_> = [
             &|scene| {
                 let (scene, found) = (scene.clone(), found.clone());
