@@ -21,7 +21,7 @@ help:
 	@echo "make build    the release build: command line, shared library"
 	@echo "make install  PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)"
 	@echo "make setup    install what development needs (Debian; as root)"
-	@echo "make bench    measure against qemu-img and bare system calls (ten minutes): docs/benchmarks.md"
+	@echo "make bench    measure against qemu-img and bare system calls (40 minutes; BENCH=full: hours): docs/benchmarks.md"
 	@echo "make lab      power cuts, in virtual machines (as root); PARTS=\"power moves nfs\": docs/lab.md"
 	@echo "make fmt lint clean"
 
@@ -51,7 +51,7 @@ soak:
 	@scripts/test soak
 
 bench:
-	@scripts/setup demo
+	@scripts/setup bench
 	@scripts/bench
 
 lab:

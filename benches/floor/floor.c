@@ -46,7 +46,9 @@ static void set_up(void)
     sq_array = (void *)(sq + params.sq_off.array), cq_head = (void *)(cq + params.cq_off.head);
     cq_tail = (void *)(cq + params.cq_off.tail), cq_mask = (void *)(cq + params.cq_off.ring_mask);
     cqes = (void *)(cq + params.cq_off.cqes);
-    memory = aligned_alloc(4096, (size_t)SLOT * SLOTS);
+    /* Of huge pages, so that a request is few pieces for the device. */
+    memory = aligned_alloc(2 << 20, (size_t)SLOT * SLOTS);
+    if (memory) madvise(memory, (size_t)SLOT * SLOTS, MADV_HUGEPAGE);
     struct iovec buffer = { memory, (size_t)SLOT * SLOTS };
     if (!memory || syscall(SYS_io_uring_register, ring, IORING_REGISTER_BUFFERS, &buffer, 1)) fail("register");
 }

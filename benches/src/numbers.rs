@@ -83,11 +83,16 @@ fn is_asked(what: &str) -> bool {
 pub fn turns(usual: usize, full: usize) -> usize {
     if is_smoke() {
         1
-    } else if is_asked("full") {
+    } else if is_full() {
         full
     } else {
         usual
     }
+}
+
+/// Whether all rows are wanted, for the documentation.
+pub fn is_full() -> bool {
+    is_asked("full")
 }
 
 /// Whether all is only tried out, with little data and beside others: whether results are right, not how long they take.

@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::numbers::{Samples, is_smoke, seconds, turns};
+use crate::numbers::{Samples, is_full, is_smoke, seconds, turns};
 use crate::scene::{Result, fill_with_noise, noise, text, tool};
 use mounted::Mounted;
 
@@ -28,9 +28,29 @@ const QEMU: &[&str] = &["-t none -T none -W -m 16", "-t none -T none", "-W -m 16
 const QEMU_CLONES: &str = "-C";
 
 /// A side of a comparison: a shell command. In it `OURS`, `FLOOR` and the names of files are replaced.
+#[derive(Clone)]
 struct Side {
     name: String,
     command: String,
+}
+
+/// What is measured beside one another.
+struct Row<'a> {
+    what: String,
+    /// Files of which the page cache has all when it is measured warm, which it is where all rows are asked for; none: never.
+    reads: &'a str,
+    /// It is warm in short runs, too.
+    warm: bool,
+    /// What each turn of a side begins with, and is not timed.
+    before: &'a str,
+    ours: String,
+    peers: Vec<Side>,
+}
+
+impl<'a> Row<'a> {
+    fn new(what: String, reads: &'a str, ours: String, peers: Vec<Side>) -> Row<'a> {
+        Row { what, reads, warm: false, before: "true", ours, peers }
+    }
 }
 
 #[derive(Clone, Default)]
@@ -51,9 +71,9 @@ struct Bench {
 }
 
 /// What [`run`] measures, in this order.
-pub const GROUPS: &[&str] = &["copies", "chain", "compares", "compressed", "huge", "incremental"];
+pub const GROUPS: &[&str] = &["copies", "chain", "compares", "compressed", "huge", "merge", "incremental"];
 /// What [`run_reflinks`] measures.
-pub const REFLINK_GROUPS: &[&str] = &["copies", "chain", "incremental", "merge"];
+pub const REFLINK_GROUPS: &[&str] = &["copies", "chain", "compares", "compressed", "merge", "incremental"];
 
 /// Copies, conversions, comparisons, on the file system that the directory is on; of no groups: nothing.
 pub fn run(directory: &Path, groups: &[&str]) -> Result<()> {
@@ -111,11 +131,11 @@ impl Bench {
             match *group {
                 "copies" => self.copies(what)?,
                 "chain" => self.chain(what)?,
-                "compares" => self.compares()?,
-                "compressed" => self.compressed()?,
+                "compares" => self.compares(what)?,
+                "compressed" => self.compressed(what)?,
                 "huge" => self.huge()?,
                 "incremental" => self.incremental(what)?,
-                "merge" => self.merge(what)?,
+                "merge" => self.merges(what)?,
                 other => return Err(format!("no group {other:?}").into()),
             }
             self.tidy()?;
@@ -223,17 +243,16 @@ impl Bench {
                 ));
             }
             sides.push(side("floor", format!("FLOOR copy {source} floor.raw")));
-            self.row(&format!("{source}, raw to raw{what}"), true, convert("raw"), sides)?;
+            let row = Row::new(format!("{source}, raw to raw{what}"), source, convert("raw"), sides);
+            self.row(&Row { warm: source == "real", ..row })?;
             self.same(source, "raw", "ours.raw", "raw")?;
             let mut sides = Self::qemu("-f raw -O qcow2", source, "theirs.qcow2");
             sides.push(side("floor", format!("FLOOR qcow2 {source} floor.qcow2")));
-            self.row(&format!("{source}, raw to qcow2{what}"), true, convert("qcow2"), sides)?;
+            self.row(&Row::new(format!("{source}, raw to qcow2{what}"), source, convert("qcow2"), sides))?;
             self.same(source, "raw", "ours.qcow2", "qcow2")?;
             self.same(source, "raw", "floor.qcow2", "qcow2")?;
         }
-        let convert = "OURS file convert -f raw -O raw real ours.raw".to_owned();
-        let sides = Self::qemu("-f raw -O raw", "real", "theirs.raw");
-        self.row(&format!("real, raw to raw, warm{what}"), false, convert, sides)
+        Ok(())
     }
 
     /// A chain of five: on the lowest, a qcow2 of `real`, four with changes here and there.
@@ -266,29 +285,40 @@ impl Bench {
             let ours = format!("OURS file convert -f qcow2{backing} -O {format} layer4 {target}");
             let theirs = format!("theirs.{format}");
             let sides = Self::qemu(&format!("-f qcow2 -O {format}"), "layer4", &theirs);
-            self.row(&format!("chain of 5 to {format}{what}"), true, ours, sides)?;
+            let reads = "real layer1 layer2 layer3 layer4";
+            self.row(&Row::new(format!("chain of 5 to {format}{what}"), reads, ours, sides))?;
             self.same("layer4", "qcow2", &target, format)?;
         }
         Ok(())
     }
 
-    /// An overlay with data of half the disk goes into a raw file.
-    fn merge(&self, what: &str) -> Result<()> {
+    /// An overlay goes into the raw file below it: with data of half the disk, and with 200 MiB of it, here and there.
+    fn merges(&self, what: &str) -> Result<()> {
+        let half: Vec<u64> = (0..64).map(|index| index * (size() / 64)).collect();
+        self.merge(&format!("merge down of half the disk{what}"), &half, size() / 128)?;
+        let (pieces, mut seed) = (if is_smoke() { 10 } else { 100 }, 3);
+        let step = size() / pieces / MIB;
+        let few: Vec<u64> =
+            (0..pieces).map(|index| (index * step + noise(&mut seed) % (step - 2)) * MIB).collect();
+        self.merge(&format!("commit of {} MiB{what}", 2 * pieces), &few, 2 * MIB)?;
+        for name in ["merge.top", "merge.qcow2", "merge.raw"] {
+            fs::remove_file(self.at(name))?;
+        }
+        Ok(())
+    }
+
+    fn merge(&self, row: &str, offsets: &[u64], length: u64) -> Result<()> {
         let top = self.at("merge.top");
         let all = size().to_string();
         tool(
             "qemu-img",
             &["create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", "merge.raw", text(&top)?, &all],
         )?;
-        let before = "cp --reflink=always real merge.raw && cp --reflink=always merge.top merge.qcow2";
-        self.run("cp --reflink=always real merge.raw")?;
+        let before = "cp --reflink=auto real merge.raw && cp --reflink=auto merge.top merge.qcow2";
+        self.run("cp --reflink=auto real merge.raw")?;
         let mut arguments = vec!["-f".to_owned(), "qcow2".to_owned()];
-        let piece = size() / 128;
-        for index in 0..64 {
-            arguments.extend([
-                "-c".to_owned(),
-                format!("write -q -P {} {} {piece}", index + 1, index * 2 * piece),
-            ]);
+        for (index, offset) in offsets.iter().enumerate() {
+            arguments.extend(["-c".to_owned(), format!("write -q -P {} {offset} {length}", index + 1)]);
         }
         arguments.push(text(&top)?.to_owned());
         tool("qemu-io", &arguments.iter().map(String::as_str).collect::<Vec<_>>())?;
@@ -298,30 +328,27 @@ impl Bench {
             command: format!("qemu-img commit -q -d {options} -f qcow2 merge.qcow2 && sync merge.raw"),
         };
         let sides = vec![theirs(""), theirs("-t none")];
-        self.row_after(before, &format!("merge down of half the disk{what}"), true, ours.to_owned(), sides)?;
+        let reads = "merge.raw merge.qcow2";
+        self.row(&Row { before, ..Row::new(row.to_owned(), reads, ours.to_owned(), sides) })?;
         self.run(&format!("{before} && {}", ours.replace("OURS", &self.ours)))?;
         self.same("merge.qcow2", "qcow2", "merge.raw", "raw")
     }
 
-    fn compares(&self) -> Result<()> {
+    fn compares(&self, what: &str) -> Result<()> {
         let side = |name: &str, command: &str| Side { name: name.to_owned(), command: command.to_owned() };
         // With the same holes: the floor looks at data only.
-        tool("cp", &["--sparse=always", text(&self.at("real"))?, text(&self.at("ours.raw"))?])?;
-        for cold in [true, false] {
-            let mut sides = vec![
-                side("qemu-img", "qemu-img compare -q -f raw -F raw real ours.raw"),
-                side("qemu-img -T none", "qemu-img compare -q -T none -f raw -F raw real ours.raw"),
-            ];
-            if cold {
-                sides.push(side("floor", "FLOOR compare real ours.raw"));
-            }
-            let what = if cold { "compare, cold" } else { "compare, warm" };
-            self.row(what, cold, "OURS file compare -f raw -F raw real ours.raw".to_owned(), sides)?;
-        }
-        Ok(())
+        let (one, other) = (self.at("real"), self.at("ours.raw"));
+        tool("cp", &["--sparse=always", "--reflink=never", text(&one)?, text(&other)?])?;
+        let sides = vec![
+            side("qemu-img", "qemu-img compare -q -f raw -F raw real ours.raw"),
+            side("qemu-img -T none", "qemu-img compare -q -T none -f raw -F raw real ours.raw"),
+            side("floor", "FLOOR compare real ours.raw"),
+        ];
+        let ours = "OURS file compare -f raw -F raw real ours.raw".to_owned();
+        self.row(&Row { warm: true, ..Row::new(format!("compare{what}"), "real ours.raw", ours, sides) })
     }
 
-    fn compressed(&self) -> Result<()> {
+    fn compressed(&self, what: &str) -> Result<()> {
         for (ours, theirs) in [("zstd", "zstd"), ("zlib", "zlib")] {
             let command =
                 format!("OURS file convert -c -f raw -O qcow2 -o compression_type={ours} real ours.qcow2");
@@ -329,7 +356,7 @@ impl Bench {
             let qemu =
                 format!("qemu-img convert {options} -f raw -O qcow2 real theirs.qcow2 && sync theirs.qcow2");
             let sides = vec![Side { name: format!("qemu-img {options}"), command: qemu }];
-            self.row(&format!("compress, {ours}"), true, command, sides)?;
+            self.row(&Row::new(format!("compress, {ours}{what}"), "real", command, sides))?;
             self.same("real", "raw", "ours.qcow2", "qcow2")?;
         }
         Ok(())
@@ -349,28 +376,31 @@ impl Bench {
         tool("qemu-io", &arguments)?;
         let ours = "OURS file convert -f qcow2 -O qcow2 huge ours.qcow2".to_owned();
         let sides = Self::qemu("-f qcow2 -O qcow2", "huge", "theirs.qcow2");
-        self.row("16 TiB with 1 GiB of data, qcow2 to qcow2", true, ours, sides)?;
+        self.row(&Row::new("16 TiB with 1 GiB of data, qcow2 to qcow2".to_owned(), "huge", ours, sides))?;
         self.same("huge", "qcow2", "ours.qcow2", "qcow2")?;
         Ok(fs::remove_file(path)?)
     }
 
     /// Runs the sides in turns, and prints what came out. Of several ways to run a program of QEMU, only the fastest goes on after
     /// the first turn.
-    fn row(&self, what: &str, cold: bool, ours: String, peers: Vec<Side>) -> Result<()> {
-        self.row_after("true", what, cold, ours, peers)
+    fn row(&self, row: &Row<'_>) -> Result<()> {
+        self.measure(row, true)?;
+        if row.warm || is_full() && !row.reads.is_empty() { self.measure(row, false) } else { Ok(()) }
     }
 
-    /// The same, where each turn of a side begins with a command that takes no time.
-    fn row_after(&self, before: &str, what: &str, cold: bool, ours: String, peers: Vec<Side>) -> Result<()> {
-        let mut sides = vec![Side { name: "ours".to_owned(), command: ours }];
-        sides.extend(peers);
-        let mut sides: Vec<(Side, Numbers)> =
-            sides.into_iter().map(|side| (side, Numbers::default())).collect();
+    fn measure(&self, row: &Row<'_>, cold: bool) -> Result<()> {
+        let sides = [Side { name: "ours".to_owned(), command: row.ours.clone() }];
+        let sides = sides.into_iter().chain(row.peers.iter().cloned());
+        let mut before = row.before.to_owned();
+        if !cold {
+            before = format!("{before} && cat {} > /dev/null", row.reads);
+        }
+        let mut sides: Vec<(Side, Numbers)> = sides.map(|side| (side, Numbers::default())).collect();
         for turn in 0..turns(3, 5) {
             let count = sides.len();
             for index in 0..count {
                 let (side, numbers) = &mut sides[(index + turn) % count];
-                self.run(before)?;
+                self.run(&before)?;
                 self.once(side, cold, numbers)?;
             }
             let is_qemu = |side: &Side| side.name.starts_with("qemu-img");
@@ -380,7 +410,7 @@ impl Bench {
                 sides.retain(|(side, found)| !is_qemu(side) || found.wall.median() <= best);
             }
         }
-        println!("\n{what}");
+        println!("\n{}, {}", row.what, if cold { "cold" } else { "warm" });
         let ours = sides[0].1.clone();
         for (side, found) in &sides {
             let ratio = found.wall.over(&ours.wall).ratio();

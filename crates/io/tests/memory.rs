@@ -150,10 +150,33 @@ fn scatter(path: &Path, size: u64, count: u64, memory: Option<u64>, preallocated
     peak
 }
 
+/// Whoever goes through a whole map reads each table once, and not slice by slice.
+fn each_table_is_read_once(path: &Path) {
+    let (size, tables) = (64 * GIB, 128);
+    qemu("qemu-img", &["create", "-q", "-f", "qcow2", path.to_str().unwrap(), &size.to_string()]);
+    let image = open(&Counted::open(path), size, None);
+    let mut random = Random::new(3);
+    let places: Vec<u64> =
+        (0..tables).map(|table| table * 512 * MIB + random.below(8192) * 64 * KIB).collect();
+    for place in &places {
+        image.write(*place, &vec![1; 65536]).unwrap();
+    }
+    image.flush().unwrap();
+    drop(image);
+    let device = Counted::open(path);
+    let image = open(&device, size, None);
+    device.take();
+    let data = image.runs(0, size).map(Result::unwrap).filter(|run| !run.kind.is_zero());
+    assert!(data.map(|run| run.offset).eq(places));
+    assert_eq!(device.take(), tables);
+    std::fs::remove_file(path).unwrap();
+}
+
 /// One test, since the heap is counted for the whole process.
 #[test]
 fn sixteen_tebibytes_in_little_memory() {
     let (_keep, dir) = scratch();
+    each_table_is_read_once(&dir.join("in a row"));
     for (cluster_size, count) in [(64 * KIB, 6000), (256 * KIB, 3000), (2 * MIB, 3000)] {
         let path = dir.join(format!("clusters of {} KiB", cluster_size / KIB));
         let options = format!("cluster_size={cluster_size}");

@@ -299,6 +299,7 @@ impl Image {
         mut length: u64,
         holes: &mut Holes,
     ) -> Result<(usize, Piece, u64)> {
+        let all = length;
         for (index, layer) in self.layers.iter().enumerate().skip(first) {
             let size = layer.size();
             let Some(room) = size.checked_sub(offset).filter(|room| *room > 0) else { break };
@@ -327,7 +328,7 @@ impl Image {
                     }
                 }
                 Content::Qcow2(image) => {
-                    let (piece, found) = image.map(offset, length)?;
+                    let (piece, found) = image.map(offset, length, all)?;
                     length = found;
                     piece
                 }

@@ -215,6 +215,11 @@ impl Qcow2 {
 
     /// The slice of an L2 table with that number; `None` if there is no table.
     pub(super) fn l2<'a>(&self, meta: &'a mut Meta, slice: u64) -> Result<Option<&'a Slice>> {
+        self.l2_ahead(meta, slice, 1)
+    }
+
+    /// The same for who goes on to so many slices, this one included.
+    fn l2_ahead<'a>(&self, meta: &'a mut Meta, slice: u64, wanted: u64) -> Result<Option<&'a Slice>> {
         let table = slice / self.slices();
         let Some(entry) = meta.l1.get(table as usize) else {
             return Err(self.corrupt("offset beyond the L1 table"));
@@ -240,7 +245,7 @@ impl Qcow2 {
                 return Err(self.corrupt("an L2 table lies outside the file").with_range(offset, length));
             }
         }
-        meta.l2.load(&*self.device, slice, offset)
+        meta.l2.load(&*self.device, slice, offset, wanted)
     }
 
     pub(super) fn decode(&self, entry: u64) -> Result<Cluster> {
@@ -299,12 +304,13 @@ impl Qcow2 {
         }
     }
 
-    /// The first piece at `offset`, at most `length` bytes (not 0, within the virtual size).
-    pub fn map(&self, offset: u64, length: u64) -> Result<(Piece, u64)> {
+    /// The first piece at `offset`, at most `length` bytes (not 0, within the virtual size), of a map of `all` bytes.
+    pub fn map(&self, offset: u64, length: u64, all: u64) -> Result<(Piece, u64)> {
         let mut meta = self.lock()?;
         let (slice, within) = self.indexes(offset);
         let cluster_size = self.cluster_size();
-        let Some(table) = self.l2(&mut meta, slice)? else {
+        let wanted = 1 + all / self.slice_coverage();
+        let Some(table) = self.l2_ahead(&mut meta, slice, wanted)? else {
             let coverage = self.coverage();
             let mut next = (slice / self.slices()) as usize + 1;
             let mut end = next as u64 * coverage;

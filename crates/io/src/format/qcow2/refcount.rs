@@ -213,7 +213,7 @@ impl Qcow2 {
         match writer.table.get(block as usize) {
             None | Some(0) => Ok(None),
             // Alignment and place were checked at open.
-            Some(offset) => writer.blocks.load(&*self.device, slice, *offset),
+            Some(offset) => writer.blocks.load(&*self.device, slice, *offset, 1),
         }
     }
 

@@ -209,18 +209,36 @@ impl Cache {
         self.clock.retain(|number| *number / (self.table_length / self.slice_length) != table);
     }
 
-    /// Brings a slice here, if it is not yet: with one read. Its table lies at `table_offset`.
-    pub fn load(&mut self, device: &dyn Device, number: u64, table_offset: u64) -> Result<Option<&Slice>> {
+    /// Brings a slice here, if it is not yet, and with the same read as many as follow it in its table, of `wanted`. Its
+    /// table lies at `table_offset`.
+    pub fn load(
+        &mut self,
+        device: &dyn Device,
+        number: u64,
+        table_offset: u64,
+        wanted: u64,
+    ) -> Result<Option<&Slice>> {
         if !self.contains(number) {
             let (table, at) = (number / self.per_table(), number % self.per_table());
-            let offset = table_offset + at * self.slice_length;
-            let mut bytes = vec![0; self.slice_length as usize];
+            let most = wanted.min(self.per_table() - at).min(self.budget as u64 / 4);
+            let count = 1 + (1..most).take_while(|next| !self.contains(number + next)).count();
+            let (offset, length) = (table_offset + at * self.slice_length, self.slice_length as usize);
+            let mut bytes = vec![0; count * length];
             if !self.is_new(table) {
                 device.read_at(offset, &mut bytes)?;
             }
-            self.make_room();
-            self.slices.insert(number, Slice { offset, bytes, dirty: Sectors::default(), used: true });
-            self.clock.push_back(number);
+            // The one that is asked for comes last: making room does not take it away.
+            for index in (0..count).rev() {
+                self.make_room();
+                let slice = Slice {
+                    offset: offset + (index * length) as u64,
+                    bytes: bytes[index * length..(index + 1) * length].to_vec(),
+                    dirty: Sectors::default(),
+                    used: index == 0,
+                };
+                self.slices.insert(number + index as u64, slice);
+                self.clock.push_back(number + index as u64);
+            }
         }
         Ok(self.get(number))
     }

@@ -41,7 +41,7 @@ impl Qcow2 {
         while length > 0 {
             let start = offset - offset % cluster_size;
             let part = length.min(cluster_size - offset % cluster_size);
-            let done = match self.map(offset, part)?.0 {
+            let done = match self.map(offset, part, part)?.0 {
                 Piece::Zero => true,
                 Piece::Unallocated if !self.explicit_zero || without!("qcow2.zero.part") => true,
                 Piece::Unallocated if below.is_zero(start, cluster_size)? => self.zero_unallocated(start)?,
