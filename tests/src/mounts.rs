@@ -53,6 +53,52 @@ impl Drop for Mounted {
     }
 }
 
+/// A control group whose processes write to one block device at that rate at most. Needs root.
+#[derive(Debug)]
+pub struct SlowWrites {
+    group: PathBuf,
+}
+
+impl SlowWrites {
+    /// For what is mounted there, in bytes per second.
+    pub fn to(mount: &Path, rate: u64) -> SlowWrites {
+        use std::os::unix::fs::MetadataExt;
+        let device = std::fs::metadata(mount).expect("a mount").dev();
+        let device = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
+        // Version 1 of control groups has a hierarchy for this, 2 one for all.
+        let former = Path::new("/sys/fs/cgroup/blkio");
+        let (top, limit, key) = if former.exists() {
+            (former, "blkio.throttle.write_bps_device", "")
+        } else {
+            let told = std::fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+io");
+            told.expect("control groups that limit block devices");
+            (Path::new("/sys/fs/cgroup"), "io.max", "wbps=")
+        };
+        let slow = SlowWrites { group: top.join(format!("vdsmstore-{}", std::process::id())) };
+        std::fs::create_dir_all(&slow.group).expect("a control group");
+        std::fs::write(slow.group.join(limit), format!("{device} {key}{rate}")).expect("a limit");
+        slow
+    }
+
+    /// What is started there stays in the group.
+    pub fn within<T>(&self, start: impl FnOnce() -> T) -> T {
+        let enter = |group: &Path| {
+            std::fs::write(group.join("cgroup.procs"), std::process::id().to_string())
+                .expect("enter a group");
+        };
+        enter(&self.group);
+        let started = start();
+        enter(self.group.parent().expect("a group above"));
+        started
+    }
+}
+
+impl Drop for SlowWrites {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.group);
+    }
+}
+
 /// Whether this process may mount.
 pub fn can_mount() -> bool {
     effective_user() == 0 && Path::new("/dev/loop-control").exists()

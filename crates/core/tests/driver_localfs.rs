@@ -5,10 +5,12 @@
 mod driver;
 mod local;
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use driver::{clones, contract, host, image, kind};
 use local::{Mount, child, connect, is_root, make, names, open, parameters, tree};
@@ -19,6 +21,7 @@ use vdsmstore_core::repository::localfs::{LocalFs, format};
 use vdsmstore_core::repository::{
     Access, CopyOnWrite, Driver, FormatOptions, Liveness, Marker, Put, Read, RecordKey, RecordKind, shard_of,
 };
+use vdsmstore_io::sys::{LockMode, ofd_try_lock};
 
 #[test]
 fn keeps_the_contract() {
@@ -345,6 +348,28 @@ fn a_killed_process_lets_go_of_everything() {
     assert_eq!(driver.host_record(incarnation).unwrap().unwrap().host_id, "child");
     drop(driver.open_volume(volume, Access::Write).unwrap());
     assert!(driver.lock_image(of).unwrap().is_some());
+}
+
+/// What is locked is what a process leaves behind that was killed while its requests were under way.
+#[test]
+fn requests_of_the_dead_are_waited_for() {
+    let place = make();
+    let driver = open(place.path());
+    let volume = VolumeId::random();
+    drop(driver.create_volume(volume).unwrap());
+    let path = place.path().join("data").join(volume.to_string());
+    let file = File::options().read(true).write(true).open(path).unwrap();
+    assert!(ofd_try_lock(&file, (1 << 62) + 2, 1, LockMode::Shared).unwrap());
+    // Readers need not wait.
+    drop(driver.open_volume(volume, Access::ReadStill).unwrap());
+    let begun = Instant::now();
+    let ended = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(300));
+        drop(file);
+    });
+    drop(driver.open_volume(volume, Access::Write).unwrap());
+    assert!(begun.elapsed() >= Duration::from_millis(300));
+    ended.join().unwrap();
 }
 
 #[test]

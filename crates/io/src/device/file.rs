@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, FallocateFlags, SeekFrom, StatxFlags};
 use rustix::io::Errno;
 
 use super::{Device, DeviceExtent, DeviceId, Direct, Offload};
-use crate::sys::{self, FileSystem};
+use crate::sys::{self, DirectFile, FileSystem};
 use crate::{Error, ErrorKind, Result, without};
 
 /// Zeroes for file systems that cannot punch holes.
@@ -114,8 +114,8 @@ impl FileDevice {
         }
     }
 
-    /// The same file once more. Locks are those of the first descriptor: they are of its open file description, and closing
-    /// this one ends none.
+    /// The same file once more, which the first descriptor's locks know nothing of: closing this one ends none. It has one of its
+    /// own.
     fn open_direct(&self) -> Option<Direct> {
         // Linux before 6.1, and file systems that have nothing to say, leave it out.
         let asked = rustix::fs::statx(&self.file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok()?;
@@ -131,7 +131,8 @@ impl FileDevice {
         let again = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         let mut options = OpenOptions::new();
         options.read(true).write(self.writable).custom_flags(libc::O_DIRECT | libc::O_NONBLOCK);
-        Some(Direct { file: options.open(again).ok()?, alignment })
+        let file = DirectFile::new(options.open(again).ok()?, self.writable).ok()??;
+        Some(Direct { file, alignment })
     }
 
     fn error(&self, what: &'static str, error: std::io::Error, offset: u64, length: u64) -> Error {

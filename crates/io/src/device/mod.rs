@@ -8,6 +8,7 @@ use std::fmt;
 use std::fs::File;
 
 use crate::Result;
+use crate::sys::DirectFile;
 
 pub use file::FileDevice;
 
@@ -42,7 +43,7 @@ pub enum Offload {
 /// A second descriptor of a device, for requests past the page cache (`O_DIRECT`).
 #[derive(Debug)]
 pub struct Direct {
-    pub(crate) file: File,
+    pub(crate) file: DirectFile,
     /// Offsets and lengths of requests are multiples of this many bytes.
     pub(crate) alignment: u64,
 }

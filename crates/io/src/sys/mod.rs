@@ -6,6 +6,7 @@ mod carried;
 mod extents;
 mod file_system;
 pub(crate) mod queue;
+mod requests;
 
 use std::fs::File;
 use std::io;
@@ -15,6 +16,8 @@ pub(crate) use cached::is_cached;
 pub use carried::Carried;
 pub(crate) use extents::{Extents, first_written, may_share, shared};
 pub(crate) use file_system::FileSystem;
+pub(crate) use requests::DirectFile;
+pub use requests::await_requests;
 
 /// How a byte range is locked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
-use vdsmstore_io::sys::{Carried, LockMode, ofd_try_lock, ofd_unlock, ofd_would_block};
+use vdsmstore_io::sys::{Carried, LockMode, await_requests, ofd_try_lock, ofd_unlock, ofd_would_block};
 use vdsmstore_io::{Device, DeviceExtent, DeviceId, Direct, FileDevice, Offload, without};
 
 use super::layout::{Dir, MAX_RECORD, TRIES, failed, parse_id, wrong};
@@ -340,6 +340,12 @@ fn try_lock_volume(file: &File, access: Access, path: &Path) -> Result<()> {
     };
     if !free && !without!("localfs.lock.volume") {
         return Err(in_use(path, "somebody else works with it"));
+    }
+    if matches!(access, Access::Lease | Access::Write)
+        && !without!("localfs.await")
+        && !await_requests(file).map_err(|e| failed("cannot ask for the lock", path, e))?
+    {
+        return Err(in_use(path, "requests of a process that ended are still under way"));
     }
     let (ours, theirs): (&[u64], &[u64]) = match access {
         Access::Read | Access::Lease | Access::Moment => (&[], &[]),
