@@ -1,8 +1,18 @@
 //! What the page cache has.
 
 use std::fs::File;
+use std::io::IoSliceMut;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+
+use rustix::io::{ReadWriteFlags, preadv2};
+
+/// Reads what is in the page cache; `false`: not all of it is, and the buffer has anything. The kernel may read ahead then.
+pub(crate) fn read_cached(file: &File, offset: u64, buffer: &mut [u8]) -> bool {
+    let length = buffer.len();
+    let read = preadv2(file, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT);
+    read.is_ok_and(|read| read == length)
+}
 
 /// Whether all of a range is in the page cache. It is asked without a read, since a read that must not wait
 /// (`RWF_NOWAIT`) makes the kernel read ahead. `false`, too, if it cannot be told.

@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
-pub(crate) use cached::is_cached;
+pub(crate) use cached::{is_cached, read_cached};
 pub use carried::Carried;
 pub(crate) use extents::{Extents, first_written, may_share, shared};
 pub(crate) use file_system::FileSystem;

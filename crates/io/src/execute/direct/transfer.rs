@@ -101,6 +101,8 @@ pub(super) struct Transfer<'a> {
     refused: Vec<Done>,
     /// Probes of the cache that found nothing, one after the other.
     cold: u32,
+    /// What was read last came from the cache.
+    warm: bool,
     stopping: bool,
 }
 
@@ -133,6 +135,7 @@ impl<'a> Transfer<'a> {
             left: Vec::new(),
             refused: Vec::new(),
             cold: 0,
+            warm: false,
             stopping: false,
         }
     }
@@ -369,20 +372,26 @@ impl<'a> Transfer<'a> {
 
     /// Takes a part from the page cache, if all of it is there.
     fn is_cached(&mut self, slot: usize, part: &Part<'a>) -> bool {
+        let Some(file) = part.device.as_file() else { return false };
+        let Some(bytes) = self.held.queue.bytes_mut(slot) else { return false };
+        let bytes = &mut bytes[part.within..part.within + part.length];
+        // What follows what was there is most often there, too.
+        if self.warm && sys::read_cached(file, part.offset, bytes) {
+            return true;
+        }
+        self.warm = false;
         self.cold = self.cold.wrapping_add(1);
         if self.cold > PROBES && !self.cold.is_multiple_of(SELDOM) {
             return false;
         }
-        let end = part.offset + part.length as u64;
-        if !part.device.as_file().is_some_and(|file| sys::is_cached(file, part.offset..end)) {
+        if !sys::is_cached(file, part.offset..part.offset + part.length as u64) {
             return false;
         }
-        let Some(bytes) = self.held.queue.bytes_mut(slot) else { return false };
-        let read = part.device.read_at(part.offset, &mut bytes[part.within..part.within + part.length]);
-        if read.is_ok() {
+        self.warm = part.device.read_at(part.offset, bytes).is_ok();
+        if self.warm {
             self.cold = 0;
         }
-        read.is_ok()
+        self.warm
     }
 
     /// All of a step is in memory, or reading failed.
