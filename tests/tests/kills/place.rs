@@ -93,7 +93,8 @@ impl Place {
         fs::copy(place.model("snapshot"), place.model("other")).unwrap();
         place.fill("other", &place.other, 100..200, 3);
         place.large = place.new_disk("large", 32 * MIB, |n| n % 3 != 0);
-        place.sparse = place.new_disk("sparse", 16 * MIB, |n| n % 40 == 0);
+        // What it has is the same on the others, but for what was written there since.
+        place.sparse = place.new_disk("sparse", 16 * MIB, |n| n % 40 == 1);
         place.kept = place.store.create_snapshot("A", &place.sparse, "{}", &plain).unwrap().to_string();
         place.copied("B", &place.snapshot.clone(), None, &CopyOptions::default());
         let path = |name| place.model(name).to_str().unwrap().to_owned();

@@ -113,11 +113,12 @@ fn merge(place: &mut Place, lower: &str, slow: bool) -> Case {
     let lower = place.copied("B", lower, None, &backup());
     let upper = place.copied("B", &place.other.clone(), Some(&lower), &CopyOptions::default());
     let options = RemoveOptions { auto_fix: AutoFix::Off, ..RemoveOptions::default() };
-    let grows = place.data("other") - place.allocated("B", &lower) - place.allocated("B", &upper);
+    let sizes = [place.allocated("B", &lower), place.allocated("B", &upper)];
+    let grows = place.data("other") - sizes[0] - sizes[1];
     place.store.remove_image("B", &lower, &options).unwrap();
     let fix = the_fix(place, FixType::Merge);
-    // What is moved is spread over all of the image: of a sparse one there is little.
-    let bandwidth = bandwidth(slow, 2 * MIB);
+    // The smaller one is moved.
+    let bandwidth = bandwidth(slow, sizes[0].min(sizes[1]).cast_unsigned());
     Case {
         job: json!({ "call": "fix", "repo": "B", "fix": fix, "connect": ["B"], "bandwidth": bandwidth }),
         repo: "B",

@@ -11,8 +11,9 @@ use rustix::fs::{FlockOperation, OFlags, Timespec};
 use rustix::io::Errno;
 use vdsmstore_io::qcow2::Compression;
 use vdsmstore_io::{
-    Control, Device, FileDevice, Format, Image, Layer, Target, compress, execute, plan, qcow2, stream,
-    without,
+    Control, Device, FileDevice, Format, Image, Layer, Target, compress, execute,
+    plan::{self, Part},
+    qcow2, stream, without,
 };
 
 use crate::job::{Env, Job, Step};
@@ -20,7 +21,7 @@ use crate::repo::Repo;
 use crate::{Error, ErrorKind, Result};
 
 use super::chain::OpenChain;
-use super::fill::{Limit, STEP};
+use super::fill::{LONG_STEP, Limit, STEP};
 
 /// For what may lie at a path: neither followed nor waited for.
 const UNFOLLOWED: i32 = (OFlags::NOFOLLOW.bits() | OFlags::NONBLOCK.bits()).cast_signed();
@@ -230,21 +231,27 @@ impl Export {
         }
         let length = STEP.min(self.limit.step()).min(size - position);
         let (source, path) = (&self.source, &self.destination.path);
-        let spent = env.moves(|control| match output {
+        let (length, spent) = env.moves(|control| match output {
             Output::Pipe(pipe) => {
                 let mut sink = |bytes: &[u8]| write_all(pipe, path, bytes, control);
                 let outcome = stream(source, position, length, control, &mut sink)?;
-                Ok(outcome.read.max(length))
+                Ok((length, outcome.read.max(length)))
             }
             // Steps are whole clusters, 64 KiB.
             Output::File(target) if self.compress.is_some() => {
-                Ok(compress(source, target, position, length, control)?.read)
+                Ok((length, compress(source, target, position, length, control)?.read))
             }
             Output::File(target) => {
                 let empty = Target { backed: false, known_zero: true };
-                let plan = plan::copy(source, None, empty, position, length)?;
+                let part = Part {
+                    length: LONG_STEP.min(size - position),
+                    moved: STEP.min(self.limit.step()),
+                    align: Limit::SMALLEST,
+                    units: false,
+                };
+                let plan = plan::copy_part(source, None, empty, position, &part)?;
                 let outcome = execute(&plan, source, None, target, control)?;
-                Ok(outcome.read + outcome.offloaded)
+                Ok((plan.length(), outcome.read + outcome.offloaded))
             }
         })?;
         self.limit.spend(spent);

@@ -61,6 +61,25 @@ pub fn layers(image: &Image, layers: Range<usize>, offset: u64, length: u64) -> 
     Ok(plan)
 }
 
+/// As [`layers`], of so much as is worth one step of a long work: at most `length` bytes of the disk, and where less is to be
+/// moved, until the moves cover more than half of `moved` (64 KiB or more), and not more than that. [`Plan::length`] says how
+/// much that is.
+pub fn layers_part(
+    image: &Image,
+    layers: Range<usize>,
+    offset: u64,
+    length: u64,
+    moved: u64,
+) -> Result<Plan> {
+    let mut plan = self::layers(image, layers.clone(), offset, moved.min(length))?;
+    while plan.moved_bytes() <= moved / 2 && plan.length() < length {
+        let room = moved - plan.moved_bytes();
+        let window = (room - room % UNIT).max(UNIT).min(length - plan.length());
+        plan.extend(self::layers(image, layers.clone(), offset + plan.length(), window)?);
+    }
+    Ok(plan)
+}
+
 /// Bytes that carrying out the plan takes from the storage for the data of its target, of which `own` is the top layer
 /// alone: whole clusters, where it has none. Tables are not counted.
 pub fn growth(plan: &Plan, own: &Image) -> Result<u64> {

@@ -6,7 +6,7 @@ mod same;
 use crate::map::Holes;
 use crate::{Image, Result, Run, RunKind};
 
-pub use layer::{growth, layer, layers};
+pub use layer::{growth, layer, layers, layers_part};
 use same::Same;
 
 /// Data is looked at for zeroes, and two images for differences, in units of this many bytes.

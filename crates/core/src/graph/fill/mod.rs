@@ -34,7 +34,7 @@ pub(crate) use source::{find_base, find_image};
 /// What one step moves.
 pub(crate) const STEP: u64 = 64 << 20;
 /// The longest step, over little or nothing.
-const LONG_STEP: u64 = 64 << 30;
+pub(crate) const LONG_STEP: u64 = 64 << 30;
 /// The same where hashes are taken: those of so much take 2 MiB.
 const LONG_HASHED: u64 = 4 << 30;
 /// At most so many bytes of a job wait in the page cache to be written.

@@ -24,16 +24,13 @@ use crate::repository::{Access, Guard, OpenVolume, Read};
 use crate::{Error, ErrorKind, Result, machine};
 
 use super::chain;
-use super::fill::{CACHED, Limit, WATERMARK_TIME, error_text};
+use super::fill::{CACHED, LONG_STEP, Limit, STEP, WATERMARK_TIME, error_text};
 use super::look::Now;
 use super::{in_place, lease, try_lock};
 
 pub(crate) use absorb::permit;
 pub(crate) use choice::{Price, bound, prices};
 pub(crate) use line::{Line, candidate, is_lowest};
-
-/// Virtual bytes of one step.
-const STEP: u64 = 64 << 20;
 
 /// Which way the data goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -241,10 +238,11 @@ impl Merge {
         if let Some(pause) = self.limit.pause() {
             return Ok(Step::Later(pause));
         }
-        let length = STEP.min(self.limit.step()).min(self.size - self.position);
-        let plan = plan::layers(&self.source, self.line.moved(self.direction), self.position, length)?;
+        let length = LONG_STEP.min(self.size - self.position);
+        let (layers, moved) = (self.line.moved(self.direction), STEP.min(self.limit.step()));
+        let plan = plan::layers_part(&self.source, layers, self.position, length, moved)?;
         let outcome = env.moves(|control| execute(&plan, &self.source, None, &self.target, control))?;
-        self.position += length;
+        self.position += plan.length();
         env.task.set_done(self.position);
         self.limit.spend(outcome.read + outcome.offloaded);
         self.unflushed += outcome.cached() + outcome.zeroed;
