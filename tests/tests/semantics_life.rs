@@ -148,6 +148,30 @@ fn an_open_image_is_not_removed() {
     scene.remove("A", &snapshot);
 }
 
+/// Snapshots of one moment share a volume: who reads one of them, or what is built on it, has no other one open.
+#[test]
+fn a_snapshot_is_removed_while_another_one_of_its_moment_is_read() {
+    let scene = Scene::new();
+    let other = scene.another();
+    for through_the_disk in [true, false] {
+        let disk = scene.disk("A", 1, 4);
+        let announced = scene.store.create_snapshot("A", &disk, "{}", &off()).unwrap().to_string();
+        let taken = scene.snapshot("A", &disk);
+        // The disk is built on either of the two.
+        let (opened, removed) =
+            if through_the_disk { (&disk, vec![&announced, &taken]) } else { (&taken, vec![&announced]) };
+        let open = scene.store.open_image("A", opened, false).unwrap();
+        for id in removed {
+            other.remove_image("A", id, &RemoveOptions::default()).unwrap();
+        }
+        let mut data = vec![0; SIZE as usize];
+        open.read(0, &mut data).unwrap();
+        assert!(data == bytes(1, 4));
+        open.close().unwrap();
+        scene.holds("A", &disk, &bytes(1, 4));
+    }
+}
+
 // Tasks and stores.
 
 #[test]
