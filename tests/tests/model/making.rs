@@ -92,6 +92,12 @@ impl World {
                 }
                 (Auto::Off, None) => State::Pending { then: Some(Box::new(State::Whole)) },
                 (Auto::Off, Some(state)) => state,
+                // What is copied as a difference to a disk comes once nobody has that open.
+                (_, Some(pending @ State::Pending { then: Some(_) }))
+                    if self.model.has_open_disk(repo) && !self.is_whole(repo, base) =>
+                {
+                    pending
+                }
                 (_, Some(State::Pending { then: Some(then) })) => *then,
                 _ => State::Whole,
             };

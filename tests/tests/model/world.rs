@@ -112,6 +112,11 @@ impl Model {
         self.open.iter().any(|open| open.writable && open.repo == repo && open.id == id)
     }
 
+    pub fn has_open_disk(&self, repo: usize) -> bool {
+        let is_disk = |id: &str| self.get(repo, id).is_some_and(|image| image.disk);
+        self.open.iter().any(|open| open.repo == repo && is_disk(&open.id))
+    }
+
     /// A snapshot of it is a clone of the moment at which it is made, because somebody writes it.
     pub fn is_cloned_while_written(&self, repo: usize, id: &str) -> bool {
         self.clones && self.is_open_for_writing(repo, id)
