@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use common::*;
-use vdsmstore_io::plan::{self, Action, Plan};
+use vdsmstore_io::plan::{self, Action, Move, Plan};
 use vdsmstore_io::{Control, ErrorKind, Format, Image, Outcome, execute};
 
 const SIZE: u64 = 6 * MIB + 512 * 3;
@@ -226,4 +226,46 @@ fn raw_pieces_are_joined_where_nothing_else_is() {
     assert_eq!(moves, [(0, 16), (33, 1), (40, 1)]);
     let outcome = go(&plan, &image, &image);
     assert_eq!((outcome.written, outcome.zeroed), (18 * 4096, 0));
+}
+
+/// The parts of a long merge move what the whole does, each of them no more than it may.
+#[test]
+fn parts_of_a_merge_are_all_of_it() {
+    let (_keep, dir) = scratch();
+    let mut random = Random::new(17);
+    let size = 6 * MIB;
+    let bottom = sparse_raw(&dir, "bottom", size, &mut random);
+    let middle = overlay(&dir, "middle", 4096, size, &[&bottom], &mut random);
+    let top = overlay(&dir, "top", 65536, size, &[&middle, &bottom], &mut random);
+    let image = chain(&[&top, &middle, &bottom]);
+    let joined = |moves: Vec<Move>| {
+        let mut all: Vec<Move> = Vec::new();
+        for step in moves {
+            match all.last_mut() {
+                Some(last) if last.action == step.action && last.offset + last.length == step.offset => {
+                    last.length += step.length;
+                }
+                _ => all.push(step),
+            }
+        }
+        all
+    };
+    for layers in [0..2, 1..3, 0..1, 1..2] {
+        let whole = plan::layers(&image, layers.clone(), 0, size).unwrap();
+        for moved in [64 * KIB, 256 * KIB, 4 * MIB] {
+            let (mut moves, mut position, mut parts) = (Vec::new(), 0, 0);
+            while position < size {
+                let length = (2 * MIB).min(size - position);
+                let part = plan::layers_part(&image, layers.clone(), position, length, moved).unwrap();
+                assert!(part.length() > 0 && part.length() <= length);
+                assert!(part.moved_bytes() < moved + 64 * KIB, "{} of {moved}", part.moved_bytes());
+                moves.extend_from_slice(part.moves());
+                position += part.length();
+                parts += 1;
+            }
+            assert_eq!(position, size);
+            assert_eq!(joined(moves), joined(whole.moves().to_vec()), "{layers:?} by {moved}");
+            assert!(parts <= 3 + 2 * whole.moved_bytes() / moved, "{parts} parts of {moved}");
+        }
+    }
 }

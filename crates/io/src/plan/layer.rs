@@ -62,7 +62,7 @@ pub fn layers(image: &Image, layers: Range<usize>, offset: u64, length: u64) -> 
 }
 
 /// As [`layers`], of so much as is worth one step of a long work: at most `length` bytes of the disk, and where less is to be
-/// moved, until the moves cover more than half of `moved` (64 KiB or more), and not more than that. [`Plan::length`] says how
+/// moved, until the moves cover more than half of `moved` (64 KiB or more), and less than 64 KiB beyond it. [`Plan::length`] says how
 /// much that is.
 pub fn layers_part(
     image: &Image,
