@@ -9,7 +9,7 @@ use crate::image::{Place, Placing};
 use crate::map::Holes;
 use crate::plan::{Action, Move, UNIT};
 use crate::sys::queue::{Done, Kind, Way};
-use crate::{Device, Error, Image, Result, sys};
+use crate::{Device, DeviceId, Error, Image, Result, sys};
 
 /// Whether the cache has what is to be read is asked each time; after so many times without, only now and then.
 const PROBES: u32 = 8;
@@ -101,8 +101,8 @@ pub(super) struct Transfer<'a> {
     refused: Vec<Done>,
     /// Probes of the cache that found nothing, one after the other.
     cold: u32,
-    /// What was read last came from the cache.
-    warm: bool,
+    /// The device from which something was in the cache last: of the source, and of the base.
+    warm: [Option<DeviceId>; 2],
     stopping: bool,
 }
 
@@ -135,7 +135,7 @@ impl<'a> Transfer<'a> {
             left: Vec::new(),
             refused: Vec::new(),
             cold: 0,
-            warm: false,
+            warm: [None; 2],
             stopping: false,
         }
     }
@@ -336,7 +336,7 @@ impl<'a> Transfer<'a> {
         }
         bytes[at..length as usize].fill(0);
         for part in parts {
-            if self.is_cached(slot, part) {
+            if self.is_cached(slot, usize::from(slot != owner), part) {
                 continue;
             }
             let range = part.within..part.within + part.length;
@@ -370,16 +370,17 @@ impl<'a> Transfer<'a> {
         }
     }
 
-    /// Takes a part from the page cache, if all of it is there.
-    fn is_cached(&mut self, slot: usize, part: &Part<'a>) -> bool {
+    /// Takes a part from the page cache, if all of it is there; `side`: 0 of the source, 1 of the base.
+    fn is_cached(&mut self, slot: usize, side: usize, part: &Part<'a>) -> bool {
         let Some(file) = part.device.as_file() else { return false };
         let Some(bytes) = self.held.queue.bytes_mut(slot) else { return false };
         let bytes = &mut bytes[part.within..part.within + part.length];
         // What follows what was there is most often there, too.
-        if self.warm && sys::read_cached(file, part.offset, bytes) {
+        let id = Some(part.device.id());
+        if self.warm[side] == id && sys::read_cached(file, part.offset, bytes) {
             return true;
         }
-        self.warm = false;
+        self.warm[side] = None;
         self.cold = self.cold.wrapping_add(1);
         if self.cold > PROBES && !self.cold.is_multiple_of(SELDOM) {
             return false;
@@ -387,11 +388,11 @@ impl<'a> Transfer<'a> {
         if !sys::is_cached(file, part.offset..part.offset + part.length as u64) {
             return false;
         }
-        self.warm = part.device.read_at(part.offset, bytes).is_ok();
-        if self.warm {
-            self.cold = 0;
+        let read = part.device.read_at(part.offset, bytes).is_ok();
+        if read {
+            (self.cold, self.warm[side]) = (0, id);
         }
-        self.warm
+        read
     }
 
     /// All of a step is in memory, or reading failed.
