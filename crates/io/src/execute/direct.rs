@@ -78,7 +78,7 @@ pub(super) fn run(
     let sink = Sink::Target(target.placing(bytes)?, units);
     let mut requests = Requests { moves, done: 0, size: LARGE };
     let mut run = Transfer::new(held, source, base, sink, control, totals);
-    let outcome = run.all(&mut || Ok(requests.next().map(|step| (step, requests.rest()))));
+    let outcome = run.all(&mut || Ok(requests.next().map(|step| (step, requests.moves))));
     let left = run.end(kind);
     outcome?;
     left.map(Some)
@@ -86,13 +86,13 @@ pub(super) fn run(
 
 /// Reads what `next` hands out, from the base too where it is a step that compares, and shows it to `visit`, in no order; as far
 /// as that suits: returns what is left. None: nothing was asked for.
-pub(super) fn read(
-    next: &mut dyn FnMut() -> Result<Option<Next>>,
-    source: &Image,
-    base: Option<&Image>,
-    visit: &Visit<'_>,
-    control: &Control<'_>,
-    totals: &Totals,
+pub(super) fn read<'a>(
+    next: &mut dyn FnMut() -> Result<Option<Next<'a>>>,
+    source: &'a Image,
+    base: Option<&'a Image>,
+    visit: &'a Visit<'_>,
+    control: &'a Control<'_>,
+    totals: &'a Totals,
 ) -> Result<Option<Vec<Move>>> {
     let size = source.size().max(base.map_or(0, Image::size));
     let suits = || size >= WORTHWHILE && is_direct(source) && base.is_none_or(is_direct);

@@ -173,7 +173,7 @@ pub(crate) fn read_moves(
     totals: &Totals,
 ) -> Result<()> {
     let mut requests = Requests { moves, done: 0, size: direct::LARGE };
-    let mut next = || Ok(requests.next().map(|step| (step, 0)));
+    let mut next = || Ok(requests.next().map(|step| (step, &[][..])));
     let left = direct::read(&mut next, image, None, visit, control, totals)?;
     run_requests(left.as_deref().unwrap_or(moves), REQUEST, control, &|step, buffers| {
         let bytes = room(&mut buffers.source, step.length);
@@ -265,13 +265,6 @@ struct Requests<'a> {
     done: u64,
     /// Of a request.
     size: u64,
-}
-
-impl Requests<'_> {
-    /// Bytes of the move that was cut last which are still to come.
-    fn rest(&self) -> u64 {
-        self.moves.first().filter(|_| self.done > 0).map_or(0, |first| first.length - self.done)
-    }
 }
 
 impl Iterator for Requests<'_> {

@@ -4,12 +4,14 @@ use std::sync::RwLockReadGuard;
 
 use super::{Content, Image, Opened};
 use crate::format::qcow2::Placed;
+use crate::plan::{Action, Move};
 use crate::{Device, Result};
 
 /// Space is reserved so far ahead of writing in a qcow2 file.
 const AHEAD: u64 = 32 << 20;
-/// The same in a raw one, where it is known what comes.
+/// The same in a raw one, where it is known what comes: bytes, and pieces.
 const AHEAD_RAW: u64 = 1 << 30;
+const AHEAD_PIECES: usize = 256;
 
 /// Where bytes of the disk are to be written on the device of the top layer.
 #[derive(Debug)]
@@ -76,14 +78,28 @@ impl<'a> Placing<'a> {
         Ok(())
     }
 
-    /// Says that this range will be placed soon, in part at least, and so many bytes after it: space is reserved, where places
-    /// are known beforehand.
-    pub fn foresee(&mut self, offset: u64, length: u64, follows: u64) {
-        let end = (offset + length).min(self.image.size());
-        if matches!(self.top.content, Content::Raw) && end > self.reserved {
-            let end = end.saturating_add(follows.min(AHEAD_RAW)).min(self.image.size());
-            self.reserve(offset.max(self.reserved), end);
+    /// Says that this step will be placed soon, in part at least, and what follows it: space is reserved, where places are known
+    /// beforehand; for many pieces at once, since ext4 waits for all requests under way before it reserves anything.
+    pub fn foresee(&mut self, step: &Move, follow: &[Move]) {
+        let end = (step.offset + step.length).min(self.image.size());
+        if !matches!(self.top.content, Content::Raw) || end <= self.reserved {
+            return;
         }
+        let known = |step: &&Move| matches!(step.action, Action::Copy | Action::CopyNonZero);
+        let (mut range, mut room) = (step.offset.max(self.reserved)..end, AHEAD_RAW);
+        for step in follow.iter().filter(known).take(AHEAD_PIECES) {
+            let from = step.offset.max(range.end);
+            let end = (step.offset + step.length).min(self.image.size()).min(from + room);
+            if end <= from {
+                break;
+            }
+            if from > range.end {
+                self.reserve(range.start, range.end);
+                range.start = from;
+            }
+            (range.end, room) = (end, room - (end - from));
+        }
+        self.reserve(range.start, range.end);
     }
 
     /// Whether zeroes must be written though the target has some: space was reserved there.

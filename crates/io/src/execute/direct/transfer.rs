@@ -47,8 +47,8 @@ pub(super) enum Sink<'a> {
 /// Gets a step, its bytes, and those of the base if it compares.
 pub(in crate::execute) type Visit<'a> = dyn Fn(&Move, &[u8], Option<&[u8]>) -> Result<()> + Sync + 'a;
 
-/// A step, and the bytes that follow it in its move.
-pub(super) type Next = (Move, u64);
+/// A step, and the moves that follow, the rest of its own first.
+pub(in crate::execute) type Next<'a> = (Move, &'a [Move]);
 
 /// A step under way.
 #[derive(Debug)]
@@ -91,7 +91,7 @@ pub(super) struct Transfer<'a> {
     /// Slots that nothing is in, by size: small, large.
     free: [Vec<usize>; 2],
     /// Cut off, and waiting for a slot.
-    ahead: Option<Next>,
+    ahead: Option<Next<'a>>,
     /// By token.
     pending: Vec<Option<Pending>>,
     /// Tokens that no request has.
@@ -141,22 +141,22 @@ impl<'a> Transfer<'a> {
     }
 
     /// Works off what `next` hands out, in order of offset.
-    pub fn all(&mut self, next: &mut dyn FnMut() -> Result<Option<Next>>) -> Result<()> {
+    pub fn all(&mut self, next: &mut dyn FnMut() -> Result<Option<Next<'a>>>) -> Result<()> {
         let mut more = true;
         loop {
             while more {
                 self.control.check()?;
                 let cut = self.ahead.take();
-                let Some((step, follows)) = (if cut.is_some() { cut } else { next()? }) else {
+                let Some((step, follow)) = (if cut.is_some() { cut } else { next()? }) else {
                     more = false;
                     break;
                 };
                 // It may need a slot for its base, too.
                 if self.slots_for(step.length).len() < 2 {
-                    self.ahead = Some((step, follows));
+                    self.ahead = Some((step, follow));
                     break;
                 }
-                self.begin(step, follows)?;
+                self.begin(step, follow)?;
             }
             if !self.wait()? && !more {
                 return Ok(());
@@ -216,7 +216,7 @@ impl<'a> Transfer<'a> {
             return Ok(true);
         }
         let failed = |error| Error::os("cannot wait for requests", error);
-        self.held.queue.submit().map_err(failed)?;
+        self.held.queue.submit_much(LARGE).map_err(failed)?;
         let pending = &self.pending;
         let slot = |token: u64| match pending.get(token as usize) {
             Some(Some(request)) => request.slot,
@@ -273,7 +273,7 @@ impl<'a> Transfer<'a> {
         }
     }
 
-    fn begin(&mut self, step: Move, follows: u64) -> Result<()> {
+    fn begin(&mut self, step: Move, follow: &[Move]) -> Result<()> {
         let (offset, length) = (step.offset, step.length);
         if step.action == Action::Zero {
             self.left.push(step);
@@ -300,7 +300,7 @@ impl<'a> Transfer<'a> {
         if let Sink::Target(placing, _) = &mut self.sink
             && !compares
         {
-            placing.foresee(offset, length, follows);
+            placing.foresee(&step, follow);
         }
         let Some(owner) = self.slots_for(length).pop() else {
             self.left.push(step);

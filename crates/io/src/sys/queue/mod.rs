@@ -170,10 +170,11 @@ impl<'a> Queue<'a> {
         Ok(())
     }
 
-    /// Hands what was started to the kernel, if that has not been done.
-    pub fn submit(&mut self) -> io::Result<()> {
+    /// Hands what was started to the kernel, if that is so many bytes; the rest when it is waited for something. Of small requests
+    /// that are handed over together the kernel joins those that lie side by side on the device.
+    pub fn submit_much(&mut self, bytes: u64) -> io::Result<()> {
         match &mut self.means {
-            Means::Ring(ring) => ring.submit(),
+            Means::Ring(ring) => ring.submit_much(bytes),
             Means::Threads(_) => Ok(()),
         }
     }

@@ -12,8 +12,9 @@ pub(super) struct Ring {
     /// By slot: whether the kernel knows its memory, and need not look it up for each request; none, before its first request. So
     /// a small job has no memory pinned that it does not need.
     registered: Vec<Option<bool>>,
-    /// Put into the submission queue, and not yet handed over.
+    /// Put into the submission queue, and not yet handed over: requests, and their bytes.
     waiting: usize,
+    bytes: u64,
     ended: VecDeque<Done>,
 }
 
@@ -29,7 +30,7 @@ impl Ring {
         // Older kernels cannot have them one by one: requests go without.
         let known = queues.submitter().register_buffers_sparse(slots).is_ok();
         let registered = vec![(!known).then_some(false); slots as usize];
-        Ok(Ring { queues, registered, waiting: 0, ended: VecDeque::new() })
+        Ok(Ring { queues, registered, waiting: 0, bytes: 0, ended: VecDeque::new() })
     }
 
     /// Whether the kernel knows the memory of a slot, which is told now if that was not done.
@@ -63,21 +64,34 @@ impl Ring {
             // as long as the queue is there.
             if unsafe { self.queues.submission().push(&entry) }.is_ok() {
                 self.waiting += 1;
+                self.bytes += u64::from(request.length);
                 return Ok(());
             }
             self.submit()?;
         }
     }
 
-    pub fn submit(&mut self) -> io::Result<()> {
+    /// Hands over what is waiting, if that is so many bytes.
+    pub fn submit_much(&mut self, bytes: u64) -> io::Result<()> {
+        if self.bytes >= bytes { self.submit() } else { Ok(()) }
+    }
+
+    fn submit(&mut self) -> io::Result<()> {
         while self.waiting > 0 {
             match self.queues.submit() {
-                Ok(taken) => self.waiting -= taken.min(self.waiting),
+                Ok(taken) => self.handed_over(taken),
                 Err(error) if is_passing(&error) => self.collect(),
                 Err(error) => return Err(error),
             }
         }
         Ok(())
+    }
+
+    fn handed_over(&mut self, requests: usize) {
+        self.waiting -= requests.min(self.waiting);
+        if self.waiting == 0 {
+            self.bytes = 0;
+        }
     }
 
     fn collect(&mut self) {
@@ -96,7 +110,7 @@ impl Ring {
             self.collect();
             if self.ended.is_empty() {
                 match self.queues.submit_and_wait(1) {
-                    Ok(taken) => self.waiting -= taken.min(self.waiting),
+                    Ok(taken) => self.handed_over(taken),
                     Err(error) if is_passing(&error) => {}
                     Err(error) => return Err(error),
                 }
