@@ -44,12 +44,19 @@ fn written(mount: &Path) -> u64 {
     fs::read_to_string(stat).unwrap().split_whitespace().nth(6).unwrap().parse::<u64>().unwrap() * 512
 }
 
-/// How many open files have requests under way, or may have, to that file.
+/// How many open files have requests under way, or may have, to that file. The kernel tells its list in parts: an entry may come
+/// twice if others go meanwhile, but hardly each time.
 fn requests(file: &File) -> usize {
-    let (inode, byte) = (format!(":{}", file.metadata().unwrap().ino()), REQUESTS.to_string());
-    let locks = fs::read_to_string("/proc/locks").unwrap();
-    let fields = locks.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    fields.filter(|fields| fields[5].ends_with(&inode) && fields[6] == byte).count()
+    let metadata = file.metadata().unwrap();
+    let device = metadata.dev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let (file, byte) = (format!("{major:02x}:{minor:02x}:{}", metadata.ino()), REQUESTS.to_string());
+    let count = || {
+        let locks = fs::read_to_string("/proc/locks").unwrap();
+        let fields = locks.lines().map(|line| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
+        fields.filter(|fields| fields.len() > 6 && fields[5] == file && fields[6] == byte).count()
+    };
+    (0..5).map(|_| count()).min().unwrap()
 }
 
 fn largest(directory: &Path) -> PathBuf {
