@@ -21,7 +21,7 @@ help:
 	@echo "make build    the release build: command line, shared library"
 	@echo "make install  PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)"
 	@echo "make setup    install what development needs (Debian; as root)"
-	@echo "make bench    measure against qemu-img and bare system calls (40 minutes; BENCH=full: hours): docs/benchmarks.md"
+	@echo "make bench    measure against qemu-img and bare system calls (20 minutes; BENCH=full: more): docs/benchmarks.md"
 	@echo "make lab      power cuts, in virtual machines (as root); PARTS=\"power moves nfs\": docs/lab.md"
 	@echo "make fmt lint clean"
 

@@ -150,12 +150,15 @@ impl Bench {
 
     /// What the sides made goes.
     fn tidy(&self) -> Result<()> {
-        for entry in fs::read_dir(&self.place)? {
-            let entry = entry?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let made = name.strip_suffix(".raw").or(name.strip_suffix(".qcow2"));
-            if made.is_some_and(|side| ["ours", "theirs", "cp", "nbdcopy", "floor", "twin"].contains(&side)) {
-                fs::remove_file(entry.path())?;
+        ["ours", "theirs", "cp", "nbdcopy", "floor", "twin"].iter().try_for_each(|made| self.remove(made))
+    }
+
+    /// The raw and the qcow2 file of that name.
+    fn remove(&self, made: &str) -> Result<()> {
+        for format in ["raw", "qcow2"] {
+            match fs::remove_file(self.at(&format!("{made}.{format}"))) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
             }
         }
         Ok(())
@@ -430,17 +433,10 @@ impl Bench {
     /// What a side made before goes: to replace it takes time that is of no interest, half a second on ext4 where it is in thousands of
     /// places.
     fn clear(&self, side: &Side) -> Result<()> {
-        let made = match side.name.split([' ', ',']).next().unwrap_or_default() {
-            "qemu-img" => "theirs",
-            own => own,
-        };
-        for format in ["raw", "qcow2"] {
-            match fs::remove_file(self.at(&format!("{made}.{format}"))) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-                _ => {}
-            }
+        match side.name.split([' ', ',']).next().unwrap_or_default() {
+            "qemu-img" => self.remove("theirs"),
+            own => self.remove(own),
         }
-        Ok(())
     }
 
     fn run(&self, command: &str) -> Result<()> {

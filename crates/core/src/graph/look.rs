@@ -110,6 +110,11 @@ pub(crate) trait View {
         }
         Ok(holding)
     }
+
+    /// Whether another image points at the volume of this one, too.
+    fn is_shared(&self, image: &ImageRecord) -> Result<bool> {
+        Ok(self.held_by(image.volume)?.iter().any(|other| other.id() != image.id()))
+    }
 }
 
 /// The repository now.

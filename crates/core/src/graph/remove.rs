@@ -50,19 +50,13 @@ fn ensure_unused(repo: &Repo, record: &ImageRecord) -> Result<()> {
     match chain::open_volume(repo, record.volume, Access::Write) {
         Err(error) if error.kind() == ErrorKind::ImageInUse => {
             // Snapshots of one moment share a volume: it may be read as that of another one.
-            if record.kind != Kind::Disk && is_shared(repo, record)? {
+            if record.kind != Kind::Disk && Now(repo, Read::Fresh).is_shared(record)? {
                 return Ok(());
             }
             Err(error.context(format_args!("image {} in repository {:?}", record.id(), repo.id)))
         }
         _ => Ok(()),
     }
-}
-
-/// Whether another image points at the volume, too.
-fn is_shared(repo: &Repo, record: &ImageRecord) -> Result<bool> {
-    let holding = Now(repo, Read::Fresh).held_by(record.volume)?;
-    Ok(holding.iter().any(|image| image.id() != record.id()))
 }
 
 fn mark_removed(repo: &Repo, id: ImageId) -> Result<()> {

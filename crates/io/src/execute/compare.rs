@@ -32,7 +32,7 @@ pub fn compare(a: &Image, b: &Image, control: &Control<'_>) -> Result<Option<u64
         }
         Ok(())
     };
-    let mut next = || Ok(feed.next(control)?.filter(&matters).map(|step| (step, &[][..])));
+    let mut next = || Ok(feed.next(control)?.filter(&matters));
     let left = direct::read(&mut next, a, Some(b), &look, control, &Totals::default())?;
     let steps = Mutex::new(match &left {
         Some(left) => Steps::Left(Requests { moves: left, done: 0, size: REQUEST }),
@@ -146,7 +146,7 @@ pub fn diff(
             }
         }
         let mut asked = steps.iter();
-        let mut next = || Ok(asked.next().map(|step| (*step, &[][..])));
+        let mut next = || Ok(asked.next().copied());
         let left = if bytes >= direct::WORTHWHILE {
             direct::read(&mut next, source, base, &look, &control, &Totals::default())?
         } else {

@@ -101,7 +101,7 @@ impl Work<'_> {
                 for step in requests.by_ref() {
                     control.check()?;
                     if !self.is_known_zero(&step)? {
-                        return Ok(Some((step, &[][..])));
+                        return Ok(Some(step));
                     }
                     hand(step, Vec::new())?;
                 }

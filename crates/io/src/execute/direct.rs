@@ -15,7 +15,7 @@ use crate::{Image, Result};
 use kept::Held;
 pub use kept::Keep;
 pub(super) use transfer::Visit;
-use transfer::{Next, Part, Sink, Transfer};
+use transfer::{Part, Sink, Transfer};
 
 /// The largest request, and a slot of memory for it. Larger ones are no faster, and what is under way should fit into the
 /// processor's cache: on fast devices that is a fifth of the time.
@@ -86,20 +86,21 @@ pub(super) fn run(
 
 /// Reads what `next` hands out, from the base too where it is a step that compares, and shows it to `visit`, in no order; as far
 /// as that suits: returns what is left. None: nothing was asked for.
-pub(super) fn read<'a>(
-    next: &mut dyn FnMut() -> Result<Option<Next<'a>>>,
-    source: &'a Image,
-    base: Option<&'a Image>,
-    visit: &'a Visit<'_>,
-    control: &'a Control<'_>,
-    totals: &'a Totals,
+pub(super) fn read(
+    next: &mut dyn FnMut() -> Result<Option<Move>>,
+    source: &Image,
+    base: Option<&Image>,
+    visit: &Visit<'_>,
+    control: &Control<'_>,
+    totals: &Totals,
 ) -> Result<Option<Vec<Move>>> {
     let size = source.size().max(base.map_or(0, Image::size));
     let suits = || size >= WORTHWHILE && is_direct(source) && base.is_none_or(is_direct);
     let Some(kind) = kind().filter(|_| suits()) else { return Ok(None) };
     let Some(held) = Held::take(kind) else { return Ok(None) };
     let mut run = Transfer::new(held, source, base, Sink::Visit(visit), control, totals);
-    let outcome = run.all(next);
+    // Nothing is written: it is not asked what follows.
+    let outcome = run.all(&mut || Ok(next()?.map(|step| (step, &[][..]))));
     let left = run.end(kind);
     outcome?;
     left.map(Some)

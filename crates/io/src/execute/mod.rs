@@ -173,7 +173,7 @@ pub(crate) fn read_moves(
     totals: &Totals,
 ) -> Result<()> {
     let mut requests = Requests { moves, done: 0, size: direct::LARGE };
-    let mut next = || Ok(requests.next().map(|step| (step, &[][..])));
+    let mut next = || Ok(requests.next());
     let left = direct::read(&mut next, image, None, visit, control, totals)?;
     run_requests(left.as_deref().unwrap_or(moves), REQUEST, control, &|step, buffers| {
         let bytes = room(&mut buffers.source, step.length);

@@ -57,8 +57,7 @@ fn pair(view: &impl View, t: &ImageRecord) -> Result<Option<Pair>> {
     if upper.next.is_some() || !upper.freeze.is_empty() || upper.volume != upper_volume.id() {
         return Ok(None);
     }
-    let alone = view.held_by(t.volume)?.iter().all(|image| image.id() == t.id());
-    if !alone || t.state == State::Absorbed && !t.absorbed_by.contains(&upper_volume.id()) {
+    if view.is_shared(t)? || t.state == State::Absorbed && !t.absorbed_by.contains(&upper_volume.id()) {
         return Ok(None);
     }
     Ok(Some(Pair { volume, upper, upper_volume }))

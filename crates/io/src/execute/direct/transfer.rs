@@ -48,7 +48,7 @@ pub(super) enum Sink<'a> {
 pub(in crate::execute) type Visit<'a> = dyn Fn(&Move, &[u8], Option<&[u8]>) -> Result<()> + Sync + 'a;
 
 /// A step, and the moves that follow, the rest of its own first.
-pub(in crate::execute) type Next<'a> = (Move, &'a [Move]);
+pub(super) type Next<'a> = (Move, &'a [Move]);
 
 /// A step under way.
 #[derive(Debug)]

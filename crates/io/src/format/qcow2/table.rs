@@ -76,7 +76,7 @@ impl Sectors {
 }
 
 /// A part of a table.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Slice {
     /// Where it lies in the file.
     offset: u64,
@@ -228,19 +228,24 @@ impl Cache {
                 device.read_at(offset, &mut bytes)?;
             }
             // The one that is asked for comes last: making room does not take it away.
-            for index in (0..count).rev() {
-                self.make_room();
-                let slice = Slice {
-                    offset: offset + (index * length) as u64,
-                    bytes: bytes[index * length..(index + 1) * length].to_vec(),
-                    dirty: Sectors::default(),
-                    used: index == 0,
-                };
-                self.slices.insert(number + index as u64, slice);
-                self.clock.push_back(number + index as u64);
+            for index in (1..count).rev() {
+                let (at, next) = (index * length, index as u64);
+                let rest = bytes.split_off(at);
+                self.keep(
+                    number + next,
+                    Slice { offset: offset + at as u64, bytes: rest, ..Slice::default() },
+                );
             }
+            bytes.shrink_to_fit();
+            self.keep(number, Slice { offset, bytes, used: true, ..Slice::default() });
         }
         Ok(self.get(number))
+    }
+
+    fn keep(&mut self, number: u64, slice: Slice) {
+        self.make_room();
+        self.slices.insert(number, slice);
+        self.clock.push_back(number);
     }
 
     /// So many are dirty that they should be written.
