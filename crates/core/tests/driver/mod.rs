@@ -35,13 +35,13 @@ fn content(driver: &dyn Driver, key: RecordKey) -> Option<(u64, Vec<u8>)> {
 
 /// Everything below.
 pub fn contract(connect: Connect) {
-    // First: ids of others, which are random, would lie in its shards some day.
+    // First: the random ids of the others would lie in their shards some day.
+    listings(connect);
     what_lies_beside_the_records(connect);
     records(connect);
     generations_never_restart(connect);
     stale_writers(connect);
     racing_writers(connect);
-    listings(connect);
     markers(connect);
     progress_and_blobs(connect);
     leftovers(connect);
@@ -220,7 +220,7 @@ fn set<T: Eq + std::hash::Hash>(all: Vec<T>) -> HashSet<T> {
 
 fn what_lies_beside_the_records(connect: Connect) {
     let (a, b) = (connect(host("a")), connect(host("b")));
-    // One shard, which no test with random ids is likely to meet, and the next.
+    // One shard and the next, in which nothing lies yet.
     let id = |shard: u128, n: u128| Uuid::from_u128(shard << 116 | n);
     let (one, two, next) = (id(0xdef, 1), id(0xdef, 2), id(0xdf0, 1));
     assert_eq!((shard_of(one), shard_of(two), shard_of(next)), (0xdef, 0xdef, 0xdf0));
