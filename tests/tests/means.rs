@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use vdsmstore_core::options::{CopyOptions, CreateOptions, RemoveOptions};
-use vdsmstore_io::plan::{self, Target};
+use vdsmstore_io::plan::{self, Plan, Target};
 use vdsmstore_io::qcow2::{self, CreateOptions as NewFile};
 use vdsmstore_io::{
     Control, ErrorKind, FileDevice, Format, Image, Layer, Outcome, compare, compress, execute,
@@ -77,13 +77,17 @@ fn empty(path: &Path, format: Format) {
 }
 
 fn copy(source: &Image, target: &Image, known_zero: bool) -> vdsmstore_io::Result<Outcome> {
+    let plan = plan::copy(source, None, Target { backed: false, known_zero }, 0, SIZE)?;
+    carry_out(&plan, source, target)
+}
+
+fn carry_out(plan: &Plan, source: &Image, target: &Image) -> vdsmstore_io::Result<Outcome> {
     let progress = AtomicU64::new(0);
     let add = |bytes| {
         progress.fetch_add(bytes, Ordering::Relaxed);
     };
     let control = Control { cancel: &|| false, progress: &add, threads: 2 };
-    let plan = plan::copy(source, None, Target { backed: false, known_zero }, 0, SIZE)?;
-    let outcome = execute(&plan, source, None, target, &control)?;
+    let outcome = execute(plan, source, None, target, &control)?;
     target.flush()?;
     assert_eq!(progress.load(Ordering::Relaxed), SIZE);
     Ok(outcome)
@@ -206,6 +210,37 @@ fn each_pair_of_devices_has_its_means() {
         }
     }
     run("umount", &[memory.path().to_str().unwrap()]);
+}
+
+/// With its holes, of which nobody has to ask for each.
+#[test]
+fn a_raw_file_is_cloned_at_once() {
+    if !can_mount() {
+        println!("not root: nothing is tested");
+        return;
+    }
+    for (kind, clones) in [("xfs", true), ("btrfs", true), ("ext4", false)] {
+        let mounted = Mounted::new(kind, 512);
+        let (from, to) = (mounted.path().join("source"), mounted.path().join("target"));
+        source(&from);
+        empty(&to, Format::Raw);
+        let (source, target) = (open(&from, Format::Raw, false), open(&to, Format::Raw, true));
+        let plan = plan::clone(&source, &target).unwrap();
+        assert_eq!(plan.is_some(), clones, "{kind}");
+        let Some(plan) = plan else { continue };
+        assert_eq!(plan.moves().len(), 1, "{kind}: {plan:?}");
+        let outcome = carry_out(&plan, &source, &target).unwrap();
+        let (blocks, end) = (SIZE / 4096 * 4096, SIZE % 4096);
+        assert_eq!(
+            (outcome.cloned, outcome.read, outcome.written),
+            (blocks, end, end),
+            "{kind}: {outcome:?}"
+        );
+        drop((source, target));
+        let taken = |path: &Path| std::os::unix::fs::MetadataExt::blocks(&path.metadata().unwrap());
+        assert!(taken(&to) <= taken(&from) + 8, "{kind}: {} of {}", taken(&to), taken(&from));
+        same(&from, Format::Raw, &to, Format::Raw);
+    }
 }
 
 #[test]

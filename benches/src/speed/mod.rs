@@ -27,7 +27,8 @@ const QEMU: &[&str] = &["-t none -T none -W -m 16", "-t none -T none", "-W -m 16
 /// On file systems that share extents.
 const QEMU_CLONES: &str = "-C";
 
-/// A side of a comparison: a shell command. In it `OURS`, `FLOOR` and the names of files are replaced.
+/// A side of a comparison: programs with their arguments, `&&` between them, as `floor/clock.c` runs them. `OURS` and `FLOOR` are
+/// replaced.
 #[derive(Clone)]
 struct Side {
     name: String,
@@ -64,6 +65,8 @@ struct Bench {
     place: PathBuf,
     ours: String,
     floor: String,
+    /// Measures what it runs.
+    clock: PathBuf,
     /// What is run, with its libraries.
     programs: Vec<PathBuf>,
     /// What came out is what it should be, so many times.
@@ -99,11 +102,15 @@ pub fn run_reflinks(directory: &Path, groups: &[&str]) -> Result<()> {
 impl Bench {
     fn new(directory: &Path, place: PathBuf) -> Result<Bench> {
         let program = std::env::current_exe()?.with_file_name("vdsmstore");
-        let floor = directory.join("floor");
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/floor/floor.c");
-        tool("gcc", &["-O2", "-march=native", "-o", text(&floor)?, source])?;
-        let mut programs = vec![program.clone(), floor.clone()];
-        for tool in ["bash", "cp", "qemu-img", "qemu-nbd", "nbdcopy"] {
+        let compiled = |name: &str| -> Result<PathBuf> {
+            let (made, source) =
+                (directory.join(name), format!("{}/floor/{name}.c", env!("CARGO_MANIFEST_DIR")));
+            tool("gcc", &["-O2", "-march=native", "-o", text(&made)?, &source])?;
+            Ok(made)
+        };
+        let (floor, clock) = (compiled("floor")?, compiled("clock")?);
+        let mut programs = vec![program.clone(), floor.clone(), clock.clone()];
+        for tool in ["cp", "sync", "qemu-img", "qemu-nbd", "nbdcopy"] {
             programs.extend(needed(tool)?);
         }
         println!("\nbytes moved; ratios are the other's time by ours, over 1: we are faster");
@@ -111,6 +118,7 @@ impl Bench {
             place,
             ours: text(&program)?.to_owned(),
             floor: text(&floor)?.to_owned(),
+            clock,
             programs,
             same: Cell::new(0),
         })
@@ -283,16 +291,22 @@ impl Bench {
             }
             below = name;
         }
-        for format in ["raw", "qcow2"] {
+        self.run("qemu-img convert -f qcow2 -O raw layer4 flat")?;
+        for (format, floor) in [("raw", "copy"), ("qcow2", "qcow2")] {
             let target = format!("ours.{format}");
             let ours = format!("OURS file convert -f qcow2{backing} -O {format} layer4 {target}");
             let theirs = format!("theirs.{format}");
-            let sides = Self::qemu(&format!("-f qcow2 -O {format}"), "layer4", &theirs);
-            let reads = "real layer1 layer2 layer3 layer4";
+            let mut sides = Self::qemu(&format!("-f qcow2 -O {format}"), "layer4", &theirs);
+            // The same bytes from one file.
+            sides.push(Side {
+                name: "floor, of the flat disk".to_owned(),
+                command: format!("FLOOR {floor} flat floor.{format}"),
+            });
+            let reads = "real layer1 layer2 layer3 layer4 flat";
             self.row(&Row::new(format!("chain of 5 to {format}{what}"), reads, ours, sides))?;
             self.same("layer4", "qcow2", &target, format)?;
         }
-        Ok(())
+        Ok(fs::remove_file(self.at("flat"))?)
     }
 
     /// An overlay goes into the raw file below it: with data of half the disk, and with 200 MiB of it, here and there.
@@ -457,29 +471,25 @@ impl Bench {
         }
         let command = side.command.replace("OURS", &self.ours).replace("FLOOR", &self.floor);
         let told = self.at("told");
-        // Of GNU time only the memory: its times are in hundredths of a second.
-        let script = "TIMEFORMAT='%3R %3U %3S'; time /usr/bin/time -f %M -o \"$1\" sh -c \"$2\"";
-        let output = Command::new("bash")
-            .args(["-c", script, "bash", text(&told)?, &command])
+        let output = Command::new(&self.clock)
+            .arg(&told)
+            .args(command.split_whitespace())
             .current_dir(&self.place)
             .output()?;
         if !output.status.success() {
             std::io::stderr().write_all(&output.stderr)?;
             return Err(format!("{command:?} failed").into());
         }
-        // Last of what was said.
-        let said = String::from_utf8(output.stderr)?;
-        let times: Vec<f64> = said
-            .lines()
-            .last()
-            .unwrap_or_default()
-            .split(' ')
-            .map(str::parse)
-            .collect::<std::result::Result<_, _>>()?;
-        let [wall, user, system] = times[..] else { return Err(format!("bash said {said:?}").into()) };
-        numbers.wall.push(wall.max(0.001));
-        numbers.cpu.push((user + system).max(0.001));
-        numbers.memory.push(fs::read_to_string(told)?.trim().parse()?);
+        let told = fs::read_to_string(told)?;
+        let numbers_told: Vec<f64> =
+            told.split_whitespace().map(str::parse).collect::<std::result::Result<_, _>>()?;
+        let [wall, user, system, memory] = numbers_told[..] else {
+            return Err(format!("the clock said {told:?}").into());
+        };
+        numbers.wall.push(wall / 1e6);
+        // Of no time nothing is a multiple.
+        numbers.cpu.push((user + system).max(1.0) / 1e6);
+        numbers.memory.push(memory);
         Ok(())
     }
 

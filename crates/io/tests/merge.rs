@@ -202,6 +202,21 @@ fn layers_of_a_long_chain_in_ranges() {
     assert_eq!(plan::layer(&image, 1, 1, SIZE).unwrap_err().kind(), ErrorKind::InvalidInput);
 }
 
+/// The map of what lies below costs a call of the file system for each hole of the layers: nobody asks for it. Here it would be
+/// an error, for the file became shorter.
+#[test]
+fn nothing_below_the_layers_is_looked_at() {
+    let (_keep, dir) = scratch();
+    let made = Chain::make(&dir, 50, (Some(65536), 65536));
+    let image = chain(&[&[&made.c, &made.v], &made.below_v()[..]].concat());
+    let whole = plan::layers(&image, 0..2, 0, SIZE).unwrap();
+    let below = std::fs::File::options().write(true).open(&made.below_v()[0].path).unwrap();
+    below.set_len(0).unwrap();
+    assert_eq!(plan::layers(&image, 0..2, 0, SIZE).unwrap().moves(), whole.moves());
+    assert!(!plan::layer(&image, 0, 0, SIZE).unwrap().moves().is_empty());
+    assert_eq!(plan::layers(&image, 0..3, 0, SIZE).unwrap_err().kind(), ErrorKind::ShortRead);
+}
+
 /// Pieces and holes of a raw layer within a cluster make one move; a cluster with nothing in it makes none; one
 /// of which the top has a part is not copied beyond the layer's own bytes.
 #[test]

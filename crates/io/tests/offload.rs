@@ -220,6 +220,54 @@ fn a_client_that_offers_clones_for_a_server_that_cannot() {
     }
 }
 
+/// Of the disk, in whole blocks: what is cloned where holes are, too.
+const BLOCKS: u64 = SIZE / 4096 * 4096;
+
+#[test]
+fn a_raw_file_is_cloned_with_its_holes() {
+    let mut case = case(Format::Raw, true, Box::new(|_, _, _, length| length));
+    case.plan = plan::clone(&case.source, &case.target).unwrap().unwrap();
+    let outcome = case.run(&|| false).unwrap();
+    assert_eq!((outcome.cloned, outcome.read, case.requests()), (BLOCKS, SIZE - BLOCKS, 1), "{outcome:?}");
+    case.judge(Format::Raw);
+}
+
+#[test]
+fn holes_of_what_is_not_cloned_are_not_read() {
+    // The first 8 MiB are cloned, and no more; the server may copy the rest, but no holes.
+    for copies in [false, true] {
+        let mut case = case(
+            Format::Raw,
+            true,
+            Box::new(move |number, how, _, length| match how {
+                Offload::Clone if number == 1 => 8 * MIB,
+                Offload::Copy if copies => length,
+                _ => 0,
+            }),
+        );
+        case.plan = plan::clone(&case.source, &case.target).unwrap().unwrap();
+        let outcome = case.run(&|| false).unwrap();
+        let data: u64 = DATA.iter().map(|(_, length)| length).sum();
+        assert_eq!((outcome.cloned, outcome.offloaded > 0), (8 * MIB, copies), "{outcome:?}");
+        assert_eq!(outcome.cloned + outcome.offloaded + outcome.read, data, "{outcome:?}");
+        case.judge(Format::Raw);
+    }
+}
+
+#[test]
+fn only_raw_files_are_cloned_as_a_whole() {
+    for (format, clones) in [(Format::Raw, false), (Format::Qcow2, true)] {
+        let case = case(format, clones, Box::new(|_, _, _, length| length));
+        assert!(plan::clone(&case.source, &case.target).unwrap().is_none());
+    }
+    // Where the source has nothing for long, nothing is planned.
+    let case = case(Format::Raw, true, Box::new(|_, _, _, length| length));
+    sim(&case.from, "from", true).write_zeroes(0, 20 * MIB).unwrap();
+    let plan = plan::clone(&case.source, &case.target).unwrap().unwrap();
+    assert_eq!((plan.moves().len(), plan.moves()[0].offset, plan.length()), (1, 20 * MIB, SIZE));
+    assert_eq!(plan.moved_bytes(), SIZE - 20 * MIB);
+}
+
 #[test]
 fn a_source_that_becomes_shorter_is_an_error() {
     for format in FORMATS {

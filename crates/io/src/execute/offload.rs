@@ -6,11 +6,9 @@ use std::ops::Range;
 
 use super::{Control, Totals};
 use crate::image::BLOCK;
-use crate::plan::{Action, Move};
-use crate::{Device, DeviceId, Image, Offload, Result, Run};
+use crate::plan::{Action, CLONE, Move};
+use crate::{Device, DeviceId, Image, Offload, Result, Run, RunKind};
 
-/// The largest clone; cancelling waits for it.
-const CLONE: u64 = 64 << 20;
 /// The largest copy of a server.
 const COPY: u64 = 16 << 20;
 /// The smallest: the server makes each durable before it answers.
@@ -39,9 +37,18 @@ pub(super) fn offload<'a>(
         let mut rest = at;
         while at < end {
             control.check()?;
-            let run = source.run(at, (end - at).min(CLONE))?;
+            let run = offloading.next_run(at, (end - at).min(CLONE))?;
             let next = at + run.length;
             at = match offloading.run(at, run)? {
+                // A plan of clones has holes in its moves.
+                Moved::Nothing
+                    if offloading.wholly && step.action == Action::CopyNonZero && run.kind.is_zero() =>
+                {
+                    push(&mut left, rest, at, step.action);
+                    (control.progress)(run.length);
+                    rest = next;
+                    next
+                }
                 Moved::Nothing => next,
                 Moved::Refused => at,
                 Moved::Range(range) => {
@@ -79,6 +86,10 @@ struct Offloading<'a> {
     totals: &'a Totals,
     /// By device of the source, what was not refused yet; the last one is to be tried first.
     ways: BTreeMap<DeviceId, Vec<Offload>>,
+    /// Both are raw files, and one can be cloned into the other,
+    wholly: bool,
+    /// from here, whether the source has something or a hole there, until that is refused.
+    whole: Option<DeviceId>,
 }
 
 impl<'a> Offloading<'a> {
@@ -91,7 +102,19 @@ impl<'a> Offloading<'a> {
                 ways.insert(device.id(), possible);
             }
         }
-        Self { source, target, control, totals, ways }
+        let wholly = target.is_clonable_from(source);
+        let whole = source.device(0).map(Device::id).filter(|_| wholly);
+        Self { source, target, control, totals, ways, wholly, whole }
+    }
+
+    fn next_run(&self, offset: u64, length: u64) -> Result<Run> {
+        match self.whole {
+            Some(device) => {
+                let kind = RunKind::Data { layer: 0, device, device_offset: offset };
+                Ok(Run { offset, length, kind })
+            }
+            None => self.source.run(offset, length),
+        }
     }
 
     fn run(&mut self, offset: u64, run: Run) -> Result<Moved> {
@@ -125,6 +148,7 @@ impl<'a> Offloading<'a> {
         if moved == 0 {
             // Other blocks than expected, or a server that cannot: it would not be otherwise with the next run.
             ways.pop();
+            self.whole = None;
             return Ok(Moved::Refused);
         }
         Totals::add(total, moved);

@@ -5,6 +5,7 @@ mod offload;
 mod place;
 mod write;
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
@@ -250,7 +251,8 @@ impl Image {
     fn read_from(&self, layer: usize, mut offset: u64, mut buffer: &mut [u8]) -> Result<()> {
         let mut holes = Holes::default();
         while !buffer.is_empty() {
-            let (found, piece, length) = self.piece_from(layer, offset, buffer.len() as u64, &mut holes)?;
+            let (found, piece, length) =
+                self.piece_of(layer..self.layers.len(), offset, buffer.len() as u64, &mut holes)?;
             let (now, rest) = buffer.split_at_mut(length as usize);
             let content = self.layers.get(found).map(|layer| (&layer.content, &layer.device));
             match (piece, content) {
@@ -274,11 +276,16 @@ impl Image {
 
     /// The same, with what is known of holes that begin before `offset`.
     pub(crate) fn run_knowing(&self, offset: u64, length: u64, holes: &mut Holes) -> Result<Run> {
+        self.run_of(self.layers.len(), offset, length, holes)
+    }
+
+    /// The same of so many layers from the top; what lies below them is a hole.
+    pub(crate) fn run_of(&self, layers: usize, offset: u64, length: u64, holes: &mut Holes) -> Result<Run> {
         self.check_range(offset, length)?;
         if length == 0 {
             return Err(Error::new(ErrorKind::InvalidInput, "an empty range has no run"));
         }
-        let (layer, piece, length) = self.piece_from(0, offset, length, holes)?;
+        let (layer, piece, length) = self.piece_of(0..layers, offset, length, holes)?;
         let kind = match piece {
             Piece::Unallocated => RunKind::Hole,
             Piece::Zero => RunKind::Zero { layer },
@@ -290,17 +297,17 @@ impl Image {
         Ok(Run { offset, length, kind })
     }
 
-    /// The first piece at `offset`, at most `length` bytes, of the uppermost layer from `first` on that has it;
-    /// unallocated if none does.
-    fn piece_from(
+    /// The first piece at `offset`, at most `length` bytes, of the uppermost of these layers that has it; unallocated if
+    /// none does.
+    fn piece_of(
         &self,
-        first: usize,
+        layers: Range<usize>,
         offset: u64,
         mut length: u64,
         holes: &mut Holes,
     ) -> Result<(usize, Piece, u64)> {
         let all = length;
-        for (index, layer) in self.layers.iter().enumerate().skip(first) {
+        for (index, layer) in self.layers.iter().enumerate().take(layers.end).skip(layers.start) {
             let size = layer.size();
             let Some(room) = size.checked_sub(offset).filter(|room| *room > 0) else { break };
             length = length.min(room);
@@ -338,11 +345,16 @@ impl Image {
             }
             holes.learn(index, offset + length);
         }
-        Ok((self.layers.len(), Piece::Unallocated, length))
+        Ok((layers.end, Piece::Unallocated, length))
     }
 
     /// The map of a range, as a stream. A range beyond the end of the disk gives an error as its first item.
     pub fn runs(&self, offset: u64, length: u64) -> Runs<'_> {
-        Runs::new(self, offset, length)
+        self.runs_of(self.layers.len(), offset, length)
+    }
+
+    /// The same of so many layers from the top; what lies below them is a hole.
+    pub(crate) fn runs_of(&self, layers: usize, offset: u64, length: u64) -> Runs<'_> {
+        Runs::new(self, layers, offset, length)
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
-use super::{Content, Image};
+use super::{Content, Image, Opened};
 use crate::{Device, Offload, Result};
 
 /// File systems clone whole blocks, which seldom are larger; pages, of which the cache of an NFS client holds whole ones, are of that
@@ -18,6 +18,14 @@ impl Image {
     /// Whether ranges of that device may be brought into this image in that way.
     pub(crate) fn can_offload(&self, how: Offload, source: &dyn Device) -> bool {
         self.writable && self.layers.first().is_some_and(|top| top.device.can_offload(how, source))
+    }
+
+    /// Whether both are one raw file each, and the storage can clone one into the other: at the same places.
+    pub(crate) fn is_clonable_from(&self, source: &Image) -> bool {
+        let is_raw = |image: &Image| matches!(&image.layers[..], [Opened { content: Content::Raw, .. }]);
+        is_raw(self)
+            && is_raw(source)
+            && source.device(0).is_some_and(|device| self.can_offload(Offload::Clone, device))
     }
 
     /// What of a range of the disk can be brought in so: whole blocks of a raw file, whole clusters of a qcow2 one.

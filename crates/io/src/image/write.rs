@@ -38,7 +38,7 @@ impl Image {
     pub(super) fn is_zero_below(&self, mut at: u64, end: u64) -> Result<bool> {
         let mut holes = Holes::default();
         while at < end {
-            let (_, piece, length) = self.piece_from(1, at, end - at, &mut holes)?;
+            let (_, piece, length) = self.piece_of(1..self.layers.len(), at, end - at, &mut holes)?;
             if !matches!(piece, Piece::Unallocated | Piece::Zero) {
                 return Ok(false);
             }

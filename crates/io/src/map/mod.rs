@@ -72,6 +72,8 @@ impl RunKind {
 #[derive(Debug)]
 pub struct Runs<'a> {
     image: &'a Image,
+    /// Those that are looked at, from the top.
+    layers: usize,
     offset: u64,
     end: u64,
     /// Read already, but not yet known to be complete.
@@ -99,8 +101,9 @@ impl Holes {
 }
 
 impl<'a> Runs<'a> {
-    pub(crate) fn new(image: &'a Image, offset: u64, length: u64) -> Runs<'a> {
-        Runs { image, offset, end: offset.saturating_add(length), next: None, holes: Holes::default() }
+    pub(crate) fn new(image: &'a Image, layers: usize, offset: u64, length: u64) -> Runs<'a> {
+        let end = offset.saturating_add(length);
+        Runs { image, layers, offset, end, next: None, holes: Holes::default() }
     }
 }
 
@@ -110,7 +113,8 @@ impl Iterator for Runs<'_> {
     fn next(&mut self) -> Option<Result<Run>> {
         let mut run = self.next.take();
         while self.offset < self.end {
-            let found = match self.image.run_knowing(self.offset, self.end - self.offset, &mut self.holes) {
+            let left = self.end - self.offset;
+            let found = match self.image.run_of(self.layers, self.offset, left, &mut self.holes) {
                 Ok(found) => found,
                 // What was found before goes out first; the next call meets the error again.
                 Err(_) if run.is_some() => break,

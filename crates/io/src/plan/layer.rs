@@ -40,7 +40,7 @@ pub fn layers(image: &Image, layers: Range<usize>, offset: u64, length: u64) -> 
     let mut plan = Plan { offset, length, ..Plan::default() };
     // The top of an image is written into what it lies on, where its holes would hide something.
     let mut units = (format == Format::Raw && layers.start > 0).then(Units::default);
-    for run in image.runs(offset, length) {
+    for run in image.runs_of(layers.end, offset, length) {
         let run = run?;
         let part = match run.kind {
             RunKind::Data { layer: l, .. } | RunKind::Compressed { layer: l } if layers.contains(&l) => {

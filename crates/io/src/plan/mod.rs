@@ -11,6 +11,8 @@ use same::Same;
 
 /// Data is looked at for zeroes, and two images for differences, in units of this many bytes.
 pub(crate) const UNIT: u64 = 64 << 10;
+/// The largest clone; cancelling waits for it.
+pub(crate) const CLONE: u64 = 64 << 20;
 
 /// How the bytes of a move get there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -154,6 +156,23 @@ pub struct Target {
 /// compared, because a hole and zeroes read the same.
 pub fn copy(source: &Image, base: Option<&Image>, target: Target, offset: u64, length: u64) -> Result<Plan> {
     copy_part(source, base, target, offset, &Part::of(length))
+}
+
+/// As [`copy`] to a new raw file that the storage can clone all of the source into; `None`: it cannot, or one of them is more than
+/// a raw file. Holes are looked for only every 64 MiB: those between are cloned too.
+pub fn clone(source: &Image, target: &Image) -> Result<Option<Plan>> {
+    if !target.is_clonable_from(source) {
+        return Ok(None);
+    }
+    let mut plan = Plan { offset: 0, length: source.size(), ..Plan::default() };
+    let (mut at, mut holes) = (0, Holes::default());
+    while at < plan.length {
+        let run = source.run_knowing(at, plan.length - at, &mut holes)?;
+        let length = if run.kind.is_zero() { run.length } else { CLONE.min(plan.length - at) };
+        plan.push_some(at, length, (!run.kind.is_zero()).then_some(Action::CopyNonZero));
+        at += length;
+    }
+    Ok(Some(plan))
 }
 
 /// Where a plan ends, and how it is cut.

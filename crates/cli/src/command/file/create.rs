@@ -19,11 +19,14 @@ use crate::session::Outcome;
 pub struct Options {
     compression: Compression,
     allocate: bool,
+    /// The caller flushes it when there is something in it.
+    pub flushed_later: bool,
 }
 
 impl Options {
     pub fn parse(given: &[String], format: FileFormat) -> Result<Options> {
-        let mut options = Options { compression: Compression::Deflate, allocate: false };
+        let mut options =
+            Options { compression: Compression::Deflate, allocate: false, flushed_later: false };
         for option in given {
             let (name, value) =
                 option.split_once('=').ok_or_else(|| usage(format!("-o {option}: NAME=VALUE is needed")))?;
@@ -62,7 +65,7 @@ pub fn create(
             if options.allocate {
                 device.allocate(0, size)?;
             }
-            device.flush()
+            if options.flushed_later { Ok(()) } else { device.flush() }
         }),
         FileFormat::Qcow2 => {
             let create = CreateOptions { size, backing, preallocate_metadata: false };

@@ -29,7 +29,8 @@ impl Drop for Unfinished {
 }
 
 pub fn convert(context: &Context, arguments: &FileConvert) -> Result<Outcome> {
-    let options = Options::parse(&arguments.options, arguments.output)?;
+    let mut options = Options::parse(&arguments.options, arguments.output)?;
+    options.flushed_later = true;
     if arguments.compress && arguments.output != FileFormat::Qcow2 {
         return Err(usage("-c: only qcow2 files are compressed"));
     }
@@ -50,7 +51,10 @@ pub fn convert(context: &Context, arguments: &FileConvert) -> Result<Outcome> {
             compress(&source, &target, 0, size, control)?
         } else {
             let known = Target { backed: false, known_zero: true };
-            plan = plan::copy(&source, None, known, 0, size)?;
+            plan = match plan::clone(&source, &target)? {
+                Some(plan) => plan,
+                None => plan::copy(&source, None, known, 0, size)?,
+            };
             execute(&plan, &source, None, &target, control)?
         };
         target.flush()?;
