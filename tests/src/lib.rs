@@ -3,28 +3,24 @@
 #![expect(clippy::expect_used, reason = "a test fails by panicking")]
 
 pub mod dying;
-pub mod mounts;
 pub mod qemu;
 pub mod records;
 pub mod scene;
 pub mod tree;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
 use vdsmstore_core::options::{ForceOptions, FormatOptions, PrepareOptions, WaitOptions};
 use vdsmstore_core::{Image, ImageStatus, PreparedImage, Result, Status, Store, StoreOptions};
 
+pub use vdsmstore_mounts as mounts;
+pub use vdsmstore_mounts::{run, scratch};
+
 /// How long a test waits for work on an image.
 pub const PATIENCE: Duration = Duration::from_mins(1);
-
-/// A scratch directory in memory if there is such a place: nothing there waits for a disk.
-pub fn scratch() -> tempfile::TempDir {
-    let memory = Path::new("/dev/shm");
-    if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.expect("a directory")
-}
 
 /// The parameters of a local repository.
 pub fn at(path: &Path) -> Map<String, Value> {
@@ -72,19 +68,6 @@ pub fn prepared<T>(store: &Store, repo: &str, image: &str, work: impl FnOnce(&Pr
     let result = work(&prepared);
     store.teardown_image(repo, image, &ForceOptions::default()).expect("teardown");
     result
-}
-
-/// Runs a program that must succeed.
-pub fn run(program: &str, arguments: &[&str]) -> Output {
-    let output = Command::new(program).args(arguments).output().unwrap_or_else(|e| panic!("{program}: {e}"));
-    assert!(
-        output.status.success(),
-        "{program} {arguments:?}: {}\n{}{}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    output
 }
 
 /// QEMU reads the image and the file with the same bytes; a qcow2 volume is checked too.

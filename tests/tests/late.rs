@@ -20,7 +20,7 @@ use vdsmstore_core::options::{CheckOptions, CreateOptions, FixOptions};
 use vdsmstore_core::{FixType, Store};
 use vdsmstore_io::sys::{LockMode, ofd_would_block};
 use vdsmstore_tests::dying::{self, Dying, Moment};
-use vdsmstore_tests::mounts::{Mounted, SlowWrites, can_mount};
+use vdsmstore_tests::mounts::{Mounted, Throttle, Transfer, can_mount, device};
 use vdsmstore_tests::{new_repo, qemu_equal, store, write};
 
 const MIB: u64 = 1 << 20;
@@ -39,18 +39,16 @@ fn dying_host() {
 
 /// Bytes that were written to the device below.
 fn written(mount: &Path) -> u64 {
-    let device = fs::metadata(mount).unwrap().dev();
-    let stat = format!("/sys/dev/block/{}:{}/stat", rustix::fs::major(device), rustix::fs::minor(device));
+    let (major, minor) = device(mount);
+    let stat = format!("/sys/dev/block/{major}:{minor}/stat");
     fs::read_to_string(stat).unwrap().split_whitespace().nth(6).unwrap().parse::<u64>().unwrap() * 512
 }
 
 /// How many open files have requests under way, or may have, to that file. The kernel tells its list in parts: an entry may come
 /// twice if others go meanwhile, but hardly each time.
-fn requests(file: &File) -> usize {
-    let metadata = file.metadata().unwrap();
-    let device = metadata.dev();
-    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-    let (file, byte) = (format!("{major:02x}:{minor:02x}:{}", metadata.ino()), REQUESTS.to_string());
+fn requests(path: &Path) -> usize {
+    let ((major, minor), inode) = (device(path), path.metadata().unwrap().ino());
+    let (file, byte) = (format!("{major:02x}:{minor:02x}:{inode}"), REQUESTS.to_string());
     let count = || {
         let locks = fs::read_to_string("/proc/locks").unwrap();
         let fields = locks.lines().map(|line| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
@@ -67,7 +65,7 @@ fn largest(directory: &Path) -> PathBuf {
 /// A copy is killed while its requests wait for a slow device; another host completes it at once.
 fn completed_after_the_last_request(performance: bool) {
     let mounted = Mounted::new("ext4", 600);
-    let slow = SlowWrites::to(mounted.path(), RATE);
+    let slow = Throttle::new(mounted.path(), Transfer::Write, RATE);
     let store = store("judge");
     for name in ["A", "B"] {
         new_repo(&store, mounted.path(), name);
@@ -85,7 +83,8 @@ fn completed_after_the_last_request(performance: bool) {
     let said = host.kill();
     assert!(!said.finished, "{said:?}");
     // It is gone, and its lock with it; its requests are not.
-    let file = File::options().read(true).write(true).open(largest(&mounted.path().join("B/data"))).unwrap();
+    let volume = largest(&mounted.path().join("B/data"));
+    let file = File::options().read(true).write(true).open(&volume).unwrap();
     assert!(!ofd_would_block(&file, VOLUME, 2, LockMode::Exclusive).unwrap());
     assert!(ofd_would_block(&file, REQUESTS, 1, LockMode::Exclusive).unwrap(), "no request was under way");
     let (before, begun) = (written(mounted.path()), Instant::now());
@@ -101,7 +100,7 @@ fn completed_after_the_last_request(performance: bool) {
     let mut most = 0;
     let waits = |store: &Store| store.list_tasks().unwrap().iter().any(|running| running.task_id == task);
     while waits(&store) {
-        most = most.max(requests(&file));
+        most = most.max(requests(&volume));
         thread::sleep(Duration::from_millis(1));
     }
     store.wait_task(&task, None).unwrap();

@@ -5,13 +5,17 @@ use std::io::Write as _;
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
 
-use super::mounted::{RATE, Slow};
+use vdsmstore_mounts::{Mounted, Throttle, Transfer};
+
 use super::{Bench, MIB, Row, Side};
 use crate::numbers::is_smoke;
 use crate::scene::{Result, fill_with_noise, noise, text, tool};
 
 /// Virtual size of the disk; its data is `real`.
 const SIZE: u64 = 64 << 30;
+
+/// Of a base that is far away, in bytes a second: a network of 1 Gbit/s.
+const RATE: u64 = 120_000_000;
 
 /// Pieces of 1 MiB that changed.
 fn changes() -> u64 {
@@ -53,7 +57,9 @@ impl Bench {
     /// With an ancestor that both have; without, the base in another repository, read or known by its hashes; the same where that is
     /// far away.
     pub(super) fn incremental(&self, what: &str) -> Result<()> {
-        let _far = Slow::new(self.at("far.file"), self.at("far"))?;
+        let far = Mounted::at("ext4", self.at("far.file"), self.at("far"), 4 << 10);
+        let slow = Throttle::new(far.path(), Transfer::Read, RATE);
+        slow.enter();
         for (name, place) in [("A", "A"), ("B", "B"), ("FAR", "far/FAR")] {
             fs::create_dir(self.at(place))?;
             self.command(&format!("repo format {name}"), &[])?;

@@ -2,7 +2,6 @@
 //! their own, from cold caches unless it is said, until the data is on disk. Needs root, 20 GiB.
 
 mod incremental;
-mod mounted;
 
 use std::cell::Cell;
 use std::fs::{self, File};
@@ -11,9 +10,10 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use vdsmstore_mounts::Mounted;
+
 use crate::numbers::{Samples, is_full, is_smoke, seconds, turns};
 use crate::scene::{Result, fill_with_noise, noise, text, tool};
-use mounted::Mounted;
 
 const MIB: u64 = 1 << 20;
 
@@ -95,7 +95,7 @@ pub fn run_reflinks(directory: &Path, groups: &[&str]) -> Result<()> {
         return Ok(());
     }
     let place = directory.join("xfs");
-    let _mounted = Mounted::new("xfs", directory.join("xfs.file"), place.clone(), 12 << 30)?;
+    let _mounted = Mounted::at("xfs", directory.join("xfs.file"), place.clone(), 12 << 10);
     Bench::new(directory, place)?.groups(groups, ", XFS")
 }
 
@@ -475,6 +475,8 @@ impl Bench {
             .arg(&told)
             .args(command.split_whitespace())
             .current_dir(&self.place)
+            // Else some read files of their language, which are not in the page cache.
+            .env("LC_ALL", "C")
             .output()?;
         if !output.status.success() {
             std::io::stderr().write_all(&output.stderr)?;

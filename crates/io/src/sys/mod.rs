@@ -1,6 +1,7 @@
 //! System calls that no safe crate wraps: locks of open files, block device requests, reflinks of ranges. All `unsafe`
 //! of this crate is here.
 
+mod byte_lock;
 mod cached;
 mod carried;
 mod extents;
@@ -12,6 +13,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
+pub use byte_lock::{ByteLock, ofd_release};
 pub(crate) use cached::{is_cached, read_cached};
 pub use carried::Carried;
 pub(crate) use extents::{Extents, first_written, may_share, shared};
@@ -86,7 +88,6 @@ fn fcntl(file: &File, command: libc::c_int, request: &mut libc::flock) -> io::Re
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// The length of a block device in bytes (`BLKGETSIZE64`).
 /// In this thread, writing to a pipe that nobody reads is an error, and no signal that could end the process.
 pub(crate) fn block_broken_pipes() {
     // SAFETY: a set of signals may hold anything before it is emptied.
@@ -100,6 +101,7 @@ pub(crate) fn block_broken_pipes() {
     unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const signals, std::ptr::null_mut()) };
 }
 
+/// The length of a block device in bytes (`BLKGETSIZE64`).
 pub(crate) fn block_device_len(file: &File) -> io::Result<u64> {
     let mut length: u64 = 0;
     // SAFETY: the descriptor is open for as long as `file` is borrowed; the request writes one u64 to the

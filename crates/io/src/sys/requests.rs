@@ -9,7 +9,7 @@ use std::io;
 use std::ops::Deref;
 use std::time::{Duration, Instant};
 
-use super::{Carried, LockMode, ofd_try_lock, ofd_unlock, ofd_would_block};
+use super::{ByteLock, LockMode, ofd_would_block};
 use crate::without;
 
 /// Beyond what QEMU looks at, and beyond what repositories lock of a volume.
@@ -19,21 +19,20 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// A descriptor that direct requests are made through, with that lock if it may be written; unlocked when dropped.
+/// A descriptor that direct requests are made through, with that lock if it may be written.
 #[derive(Debug)]
-pub(crate) struct DirectFile {
-    _carried: Option<Carried>,
-    file: File,
-    process: u32,
+pub(crate) enum DirectFile {
+    Locked(ByteLock),
+    Unlocked(File),
 }
 
 impl DirectFile {
     /// None: the lock cannot be had.
     pub fn new(file: File, writable: bool) -> io::Result<Option<DirectFile>> {
-        let locks = writable && !without!("file.lock.requests");
-        let carried = if locks { Some(Carried::new(&file)?) } else { None };
-        let locked = !locks || ofd_try_lock(&file, BYTE, 1, LockMode::Shared)?;
-        Ok(locked.then(|| DirectFile { _carried: carried, file, process: std::process::id() }))
+        if !writable || without!("file.lock.requests") {
+            return Ok(Some(DirectFile::Unlocked(file)));
+        }
+        Ok(ByteLock::new(file, BYTE, LockMode::Shared)?.map(DirectFile::Locked))
     }
 }
 
@@ -41,16 +40,9 @@ impl Deref for DirectFile {
     type Target = File;
 
     fn deref(&self) -> &File {
-        &self.file
-    }
-}
-
-impl Drop for DirectFile {
-    fn drop(&mut self) {
-        // Before closing: a child that another thread is starting at this moment has the descriptor, too. What a forked child
-        // drops is its parent's.
-        if self.process == std::process::id() {
-            let _ = ofd_unlock(&self.file, BYTE, 1);
+        match self {
+            DirectFile::Locked(lock) => lock.file(),
+            DirectFile::Unlocked(file) => file,
         }
     }
 }

@@ -8,7 +8,9 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
-use vdsmstore_io::sys::{Carried, LockMode, await_requests, ofd_try_lock, ofd_unlock, ofd_would_block};
+use vdsmstore_io::sys::{
+    ByteLock, Carried, LockMode, await_requests, ofd_release, ofd_try_lock, ofd_would_block,
+};
 use vdsmstore_io::{Device, DeviceExtent, DeviceId, Direct, FileDevice, Offload, without};
 
 use super::layout::{Dir, MAX_RECORD, TRIES, failed, parse_id, wrong};
@@ -34,39 +36,11 @@ const QEMU_KEEPS_RESIZE: u64 = 203;
 const QEMU_BYTES: [u64; 6] =
     [QEMU_USES_READ, QEMU_USES_WRITE, QEMU_USES_RESIZE, QEMU_KEEPS_READ, QEMU_KEEPS_WRITE, QEMU_KEEPS_RESIZE];
 
-/// Unlocks before closing: a child that another thread is starting at this moment has the descriptor until it executes
-/// its program. A forked child that drops what it has inherited must leave the lock to its parent.
-fn release(file: &File, process: u32, ranges: &[(u64, u64)]) {
-    if process == std::process::id() {
-        for &(offset, length) in ranges {
-            // The close that follows does the same.
-            let _ = ofd_unlock(file, offset, length);
-        }
-    }
-}
-
-/// One locked byte; unlocked when dropped.
-#[derive(Debug)]
-pub(super) struct ByteLock {
-    _carried: Carried,
-    file: File,
-    byte: u64,
-    process: u32,
-}
-
 impl Guard for ByteLock {}
-
-impl Drop for ByteLock {
-    fn drop(&mut self) {
-        release(&self.file, self.process, &[(self.byte, 1)]);
-    }
-}
 
 /// Tries to lock one byte.
 fn lock_byte(file: File, byte: u64, mode: LockMode, path: &Path) -> Result<Option<ByteLock>> {
-    let carried = Carried::new(&file).map_err(|e| failed("cannot lock", path, e))?;
-    let locked = ofd_try_lock(&file, byte, 1, mode).map_err(|e| failed("cannot lock", path, e))?;
-    Ok(locked.then(|| ByteLock { _carried: carried, file, byte, process: std::process::id() }))
+    ByteLock::new(file, byte, mode).map_err(|e| failed("cannot lock", path, e))
 }
 
 /// A file under the lock of its volume; unlocked when dropped. A method that [`Device`] gains with a default
@@ -92,7 +66,7 @@ impl LockedFile {
 
 impl Drop for LockedFile {
     fn drop(&mut self) {
-        release(self.device.file(), self.process, &VOLUME_RANGES);
+        ofd_release(self.device.file(), self.process, &VOLUME_RANGES);
     }
 }
 
@@ -321,7 +295,7 @@ impl Tree {
 pub(super) fn lock_volume(file: &File, access: Access, path: &Path) -> Result<()> {
     #[cfg(test)]
     super::between::step();
-    try_lock_volume(file, access, path).inspect_err(|_| release(file, std::process::id(), &VOLUME_RANGES))
+    try_lock_volume(file, access, path).inspect_err(|_| ofd_release(file, std::process::id(), &VOLUME_RANGES))
 }
 
 fn try_lock_volume(file: &File, access: Access, path: &Path) -> Result<()> {

@@ -20,6 +20,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use serde_json::{Map, Value};
 use uuid::Uuid;
+use vdsmstore_io::sys::ByteLock;
 use vdsmstore_io::without;
 
 use crate::id::{BlobId, ImageId, Incarnation, VolumeId};
@@ -30,7 +31,6 @@ use crate::repository::{
 use crate::{ErrorKind, Result};
 use format::Descriptor;
 use layout::{Room, failed, wrong};
-use locks::ByteLock;
 use tree::Tree;
 
 pub use format::format;
