@@ -19,7 +19,7 @@ pub use carried::Carried;
 pub(crate) use extents::{Extents, first_written, may_share, shared};
 pub(crate) use file_system::FileSystem;
 pub(crate) use requests::DirectFile;
-pub use requests::await_requests;
+pub use requests::{UNDER_WAY, await_requests};
 
 /// How a byte range is locked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

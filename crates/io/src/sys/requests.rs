@@ -47,6 +47,9 @@ impl Deref for DirectFile {
     }
 }
 
+/// Why a file is in use when they did not end.
+pub const UNDER_WAY: &str = "requests of a process that ended are still under way";
+
 /// Waits for what processes that ended have left under way. `false`: it still is. To be asked through a descriptor that no direct
 /// one was opened beside yet, by who holds a lock that keeps others from writing.
 pub fn await_requests(file: &File) -> io::Result<bool> {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use vdsmstore_core::{Error, ErrorKind, Result};
-use vdsmstore_io::sys::{LockMode, await_requests, ofd_try_lock, ofd_would_block};
+use vdsmstore_io::sys::{LockMode, UNDER_WAY, await_requests, ofd_try_lock, ofd_would_block};
 use vdsmstore_io::{Device, FileDevice, Format, Image, Layer, qcow2};
 
 use crate::args::FileFormat;
@@ -52,7 +52,7 @@ pub fn lock(device: &FileDevice, path: &Path, writable: bool) -> Result<()> {
         }
     }
     if writable && !await_requests(device.file()).map_err(failed)? {
-        let why = format!("requests of a process that ended are still under way to {}", path.display());
+        let why = format!("{} is in use: {UNDER_WAY}", path.display());
         return Err(Error::new(ErrorKind::ImageInUse, why));
     }
     Ok(())

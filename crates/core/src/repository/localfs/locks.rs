@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use vdsmstore_io::sys::{
-    ByteLock, Carried, LockMode, await_requests, ofd_release, ofd_try_lock, ofd_would_block,
+    ByteLock, Carried, LockMode, UNDER_WAY, await_requests, ofd_release, ofd_try_lock, ofd_would_block,
 };
 use vdsmstore_io::{Device, DeviceExtent, DeviceId, Direct, FileDevice, Offload, without};
 
@@ -319,7 +319,7 @@ fn try_lock_volume(file: &File, access: Access, path: &Path) -> Result<()> {
         && !without!("localfs.await")
         && !await_requests(file).map_err(|e| failed("cannot ask for the lock", path, e))?
     {
-        return Err(in_use(path, "requests of a process that ended are still under way"));
+        return Err(in_use(path, UNDER_WAY));
     }
     let (ours, theirs): (&[u64], &[u64]) = match access {
         Access::Read | Access::Lease | Access::Moment => (&[], &[]),
