@@ -277,7 +277,9 @@ impl Repo {
             // It may have been replaced since the record was read.
             match self.image(record.id())? {
                 Some(now) if now.user_data != newest.user_data => newest = now,
-                _ => return Err(error),
+                Some(_) => return Err(error),
+                // The record goes first, then what it had.
+                None => return Err(self.image_not_found(record.id())),
             }
         }
         self.read_user_data(&newest)

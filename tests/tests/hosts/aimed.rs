@@ -7,6 +7,8 @@ mod clones;
 mod copies;
 #[path = "aimed/leftovers.rs"]
 mod leftovers;
+#[path = "aimed/looks.rs"]
+mod looks;
 #[path = "aimed/taken.rs"]
 mod taken;
 

@@ -79,6 +79,14 @@ pub(crate) fn info(repo: &Repo, image: &ImageRecord) -> Result<ImageInfo> {
     })
 }
 
+/// None: the image went since it was listed.
+pub(crate) fn unless_gone<T>(told: Result<T>) -> Result<Option<T>> {
+    match told {
+        Err(error) if error.kind() == ErrorKind::ImageNotFound => Ok(None),
+        other => other.map(Some),
+    }
+}
+
 fn allocated(repo: &Repo, image: &ImageRecord) -> Result<u64> {
     match repo.driver.allocated(image.volume) {
         // Not created yet, or gone.

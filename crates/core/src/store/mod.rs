@@ -374,7 +374,8 @@ impl Store {
     /// The same with details.
     pub fn list_image_infos(&self, repo_id: &str, options: &ListOptions) -> Result<Vec<ImageInfo>> {
         let (repo, images) = self.list(repo_id, options)?;
-        images.iter().map(|image| view::info(&repo, image)).collect()
+        let infos = images.iter().map(|image| view::unless_gone(view::info(&repo, image)));
+        infos.filter_map(Result::transpose).collect()
     }
 
     fn list(&self, repo_id: &str, options: &ListOptions) -> Result<(Arc<Repo>, Vec<ImageRecord>)> {
@@ -540,7 +541,7 @@ impl Store {
         let repo = self.repo(repo_id)?;
         let mut nodes = Vec::new();
         repo.each_image(None, |image| {
-            nodes.push(view::node(&repo, &image)?);
+            nodes.extend(view::unless_gone(view::node(&repo, &image))?);
             Ok(true)
         })?;
         Ok(nodes)
