@@ -227,7 +227,16 @@ impl World {
             }
             return Some(done);
         }
-        let then = if done && self.is_killed() { State::Whole } else { then };
+        let then = match then {
+            _ if done && self.is_killed() => State::Whole,
+            // A removed image that is still there comes back with what it is built on.
+            State::Partial { base }
+                if done && on && self.base(store, target, &copied) != Some(base.clone()) =>
+            {
+                State::Whole
+            }
+            then => then,
+        };
         if source.disk {
             let state = if on && done {
                 then
@@ -249,6 +258,12 @@ impl World {
             Some(_) => {}
         }
         Some(done)
+    }
+
+    /// What an image is built on.
+    fn base(&self, store: usize, repo: usize, id: &str) -> Option<String> {
+        let nodes = self.stores[store].graph(NAMES[repo]).unwrap();
+        nodes.iter().find(|node| node.image_id.to_string() == id)?.base.map(|base| base.to_string())
     }
 
     pub fn import(&mut self, op: &Op, store: usize, repo: usize, bytes: u32, qcow2: bool, auto: Auto) {
