@@ -48,7 +48,11 @@ impl Throttle {
 
     /// This process is in the group above.
     pub fn leave(&self) {
-        move_to(self.group.parent().unwrap_or(&self.group)).expect("enter a group");
+        move_to(self.above()).expect("enter a group");
+    }
+
+    fn above(&self) -> &Path {
+        self.group.parent().unwrap_or(&self.group)
     }
 
     /// What is started there stays in the group.
@@ -62,7 +66,7 @@ impl Throttle {
 
 impl Drop for Throttle {
     fn drop(&mut self) {
-        let _ = move_to(self.group.parent().unwrap_or(&self.group));
+        let _ = move_to(self.above());
         let _ = std::fs::remove_dir(&self.group);
     }
 }

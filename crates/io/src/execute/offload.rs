@@ -86,10 +86,9 @@ struct Offloading<'a> {
     totals: &'a Totals,
     /// By device of the source, what was not refused yet; the last one is to be tried first.
     ways: BTreeMap<DeviceId, Vec<Offload>>,
-    /// Both are raw files, and one can be cloned into the other,
+    /// Both are raw files, and one can be cloned into the other: until that is refused, whether the source has something there or a
+    /// hole.
     wholly: bool,
-    /// from here, whether the source has something or a hole there, until that is refused.
-    whole: Option<DeviceId>,
 }
 
 impl<'a> Offloading<'a> {
@@ -102,14 +101,15 @@ impl<'a> Offloading<'a> {
                 ways.insert(device.id(), possible);
             }
         }
-        let wholly = target.is_clonable_from(source);
-        let whole = source.device(0).map(Device::id).filter(|_| wholly);
-        Self { source, target, control, totals, ways, wholly, whole }
+        let is_cloned = ways.values().any(|possible| possible.contains(&Offload::Clone));
+        let wholly = is_cloned && source.is_raw() && target.is_raw();
+        Self { source, target, control, totals, ways, wholly }
     }
 
     fn next_run(&self, offset: u64, length: u64) -> Result<Run> {
-        match self.whole {
-            Some(device) => {
+        let mut cloned = self.ways.iter().filter(|(_, ways)| ways.last() == Some(&Offload::Clone));
+        match cloned.next().filter(|_| self.wholly) {
+            Some((&device, _)) => {
                 let kind = RunKind::Data { layer: 0, device, device_offset: offset };
                 Ok(Run { offset, length, kind })
             }
@@ -148,7 +148,6 @@ impl<'a> Offloading<'a> {
         if moved == 0 {
             // Other blocks than expected, or a server that cannot: it would not be otherwise with the next run.
             ways.pop();
-            self.whole = None;
             return Ok(Moved::Refused);
         }
         Totals::add(total, moved);

@@ -20,12 +20,9 @@ impl Image {
         self.writable && self.layers.first().is_some_and(|top| top.device.can_offload(how, source))
     }
 
-    /// Whether both are one raw file each, and the storage can clone one into the other: at the same places.
-    pub(crate) fn is_clonable_from(&self, source: &Image) -> bool {
-        let is_raw = |image: &Image| matches!(&image.layers[..], [Opened { content: Content::Raw, .. }]);
-        is_raw(self)
-            && is_raw(source)
-            && source.device(0).is_some_and(|device| self.can_offload(Offload::Clone, device))
+    /// Whether it is one raw file: each byte lies there at its own offset.
+    pub(crate) fn is_raw(&self) -> bool {
+        matches!(&self.layers[..], [Opened { content: Content::Raw, .. }])
     }
 
     /// What of a range of the disk can be brought in so: whole blocks of a raw file, whole clusters of a qcow2 one.

@@ -4,7 +4,7 @@ mod layer;
 mod same;
 
 use crate::map::Holes;
-use crate::{Image, Result, Run, RunKind};
+use crate::{Image, Offload, Result, Run, RunKind};
 
 pub use layer::{growth, layer, layers, layers_part};
 use same::Same;
@@ -161,7 +161,8 @@ pub fn copy(source: &Image, base: Option<&Image>, target: Target, offset: u64, l
 /// As [`copy`] to a new raw file that the storage can clone all of the source into; `None`: it cannot, or one of them is more than
 /// a raw file. Holes are looked for only every 64 MiB: those between are cloned too.
 pub fn clone(source: &Image, target: &Image) -> Result<Option<Plan>> {
-    if !target.is_clonable_from(source) {
+    let can_clone = |device| target.can_offload(Offload::Clone, device);
+    if !source.is_raw() || !target.is_raw() || !source.device(0).is_some_and(can_clone) {
         return Ok(None);
     }
     let mut plan = Plan { offset: 0, length: source.size(), ..Plan::default() };
